@@ -1,0 +1,112 @@
+// Package build is the driver: it turns one set of options into an image by sending a Dockerfile through every other
+// package (parse, lower, evaluate, run, copy, export). It is the only package that sees all the others. It reads no
+// environment variables and no flags and prints nothing: what it needs comes in Options, what it has to say leaves as
+// progress events, results and errors.
+package build
+
+import (
+	"io"
+	"net/netip"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/progress"
+)
+
+// PullMode says when a registry is asked for an image named by FROM or COPY --from.
+type PullMode string
+
+const (
+	PullMissing PullMode = "missing" // only when no local image exists for the wanted platform
+	PullAlways  PullMode = "always"
+	PullNever   PullMode = "never"
+)
+
+// Options is everything one build needs to know. It is filled once, by cmd/build.
+type Options struct {
+	Store StoreOptions
+
+	Context    string    // PATH, URL or "-" as typed
+	Dockerfile string    // -f as typed; "" means the default names in the context, "-" standard input
+	Stdin      io.Reader // for "-" and -f -
+
+	Tags          []string
+	BuildArgs     []KeyValue
+	Target        string
+	NoCache       bool
+	Pull          PullMode // "" is PullMissing
+	Labels        []KeyValue
+	NamedContexts []KeyValue
+	Platforms     []ocispec.Platform // empty: the host's
+	Outputs       []Output           // empty: the local store only
+	Push          bool               // also push every tag
+	Network       string             // "", "default", "host" or "none"
+	AddHosts      []Host
+	IIDFile       string
+	MetadataFile  string
+	Epoch         *time.Time // SOURCE_DATE_EPOCH from the environment or as build argument
+	ProxyArgs     []KeyValue // HTTP_PROXY and friends: forwarded to RUN, in no key and no history
+	Jobs          int        // CPU-bound steps at a time; 0: what the cgroup allows
+
+	Progress progress.Sink
+}
+
+// StoreOptions is what every command that touches the store or a registry needs.
+type StoreOptions struct {
+	Root         string   // the store's directory
+	Insecure     []string // registry hosts that may be reached by plain HTTP or with an unverifiable certificate
+	Offline      bool     // open no socket
+	DockerConfig string   // directory of config.json
+	CertsDirs    []string // /etc/docker/certs.d and the like
+}
+
+// KeyValue is one name=value argument.
+type KeyValue struct{ Key, Value string }
+
+// Host is one --add-host line.
+type Host struct {
+	Name string
+	IP   netip.Addr
+}
+
+// OutputType is the type= of one -o flag.
+type OutputType string
+
+const (
+	OutputImage    OutputType = "image"    // name in the local store
+	OutputRegistry OutputType = "registry" // push
+	OutputOCI      OutputType = "oci"
+	OutputDocker   OutputType = "docker"
+	OutputLocal    OutputType = "local"
+	OutputTar      OutputType = "tar"
+	OutputNone     OutputType = "cacheonly"
+)
+
+// Output is one -o flag. Attributes are parsed and checked before the build starts.
+type Output struct {
+	Type             OutputType
+	Dest             string    // file or directory; "-" is standard output
+	Stdout           io.Writer // for "-"
+	Tar              bool      // oci: an archive (true, the default) or a directory
+	Names            []string  // name=a,b: in addition to the tags
+	Push             bool      // image: push too
+	OCIMediaTypes    bool      // default true
+	Compression      string    // "", "gzip", "zstd", "uncompressed"
+	CompressionLevel *int
+	ForceCompression bool
+	Epoch            *time.Time
+	RewriteTimestamp bool
+	Annotations      []KeyValue
+}
+
+// Result is what a build made.
+type Result struct {
+	Digest       string // manifest digest, sha256:…
+	ConfigDigest string
+	Names        []string
+	Descriptor   ocispec.Descriptor
+	Cached       int // steps answered from the cache
+	Ran          int // steps that ran
+	Written      []string
+}
