@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/util/suggest"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"build/internal/build"
+)
+
+// buildFlags are the flags of `build` as typed. options.go gives them their meaning.
+type buildFlags struct {
+	tags          []string
+	file          string
+	buildArgs     []string
+	target        string
+	noCache       bool
+	pull          string
+	labels        []string
+	buildContexts []string
+	platforms     []string
+	outputs       []string
+	push          bool
+	load          bool
+	network       string
+	addHosts      []string
+	progress      string
+	quiet         bool
+	iidFile       string
+	metadataFile  string
+
+	others []seenFlag // flags without a variable of their own, in the order of the command line
+}
+
+// define adds the flags to a flag set.
+func (f *buildFlags) define(fs *pflag.FlagSet) {
+	fs.StringArrayVarP(&f.tags, "tag", "t", nil, "`NAME` of the image (repeatable)")
+	fs.StringVarP(&f.file, "file", "f", "", "the Dockerfile's `PATH`; - is standard input (default PATH/Dockerfile)")
+	fs.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, `NAME=VALUE`, or NAME to take it from the environment (repeatable)")
+	fs.StringVar(&f.target, "target", "", "the `STAGE` to build (default the last)")
+	fs.BoolVar(&f.noCache, "no-cache", false, "run every step again")
+	fs.StringVar(&f.pull, "pull", "", "`WHEN` to ask registries for the images of FROM: always, missing or never; alone it means always (default missing)")
+	fs.Lookup("pull").NoOptDefVal = "always"
+	fs.StringArrayVar(&f.labels, "label", nil, "label of the image, `NAME=VALUE`")
+	fs.StringArrayVar(&f.buildContexts, "build-context", nil, "further context, `NAME=PLACE`: a directory, oci-layout://DIR, docker-image://REF or an archive (repeatable)")
+	fs.StringArrayVar(&f.platforms, "platform", nil, "the `PLATFORM` to build for (default this machine's)")
+	fs.StringArrayVarP(&f.outputs, "output", "o", nil, "`DEST` of the result: DIR, - or type=image|registry|oci|docker|local|tar|cacheonly,dest=… (repeatable)")
+	fs.BoolVar(&f.push, "push", false, "push every tag")
+	fs.BoolVar(&f.load, "load", false, "give the image to a container engine (not supported yet)")
+	fs.StringVar(&f.network, "network", "default", "`NETWORK` of RUN steps: default, host or none")
+	fs.StringArrayVar(&f.addHosts, "add-host", nil, "line for /etc/hosts of RUN steps, `NAME:ADDRESS`")
+	fs.StringVar(&f.progress, "progress", "", "`MODE` of showing progress: auto, plain, tty, quiet, rawjson, none (default $BUILDKIT_PROGRESS, else auto)")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress and print only the image's ID")
+	fs.StringVar(&f.iidFile, "iidfile", "", "write the image's ID to `FILE`")
+	fs.StringVar(&f.metadataFile, "metadata-file", "", "write what was made, as JSON, to `FILE`")
+	defineOthers(fs, &f.others)
+	fs.SortFlags = true
+}
+
+// flagError makes an error of the flag parser one of usage, with the flag that was probably meant.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	out := &build.UsageError{Msg: err.Error(), Hint: fmt.Sprintf("see %q", cmd.CommandPath()+" --help")}
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return out
+	}
+	out.Msg = "unknown flag: " + dashed(unknown.GetSpecifiedName())
+	var names []string
+	collect := func(f *pflag.Flag) { names = append(names, f.Name) }
+	cmd.Flags().VisitAll(collect)
+	cmd.InheritedFlags().VisitAll(collect)
+	if near, ok := nearest(unknown.GetSpecifiedName(), names); ok {
+		out.Hint = fmt.Sprintf("did you mean %s?", dashed(near))
+	}
+	return out
+}
+
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
+}
+
+// nearest finds the word that was probably meant: a slip of the fingers away, or the only one that begins so.
+func nearest(word string, words []string) (string, bool) {
+	if len(word) < 2 || slices.Contains(words, word) {
+		return "", false
+	}
+	if near, ok := suggest.Search(word, words, true); ok {
+		return near, true
+	}
+	var found []string
+	for _, w := range words {
+		if strings.HasPrefix(w, word) || strings.HasPrefix(word, w) && len(w) > 3 {
+			found = append(found, w)
+		}
+	}
+	slices.Sort(found)
+	if found = slices.Compact(found); len(found) == 1 {
+		return found[0], true
+	}
+	return "", false
+}

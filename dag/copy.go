@@ -1,0 +1,209 @@
+package dag
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"build/parser"
+)
+
+// copyFlags is what COPY and ADD have in common and where they differ.
+type copyFlags struct {
+	instructions.SourcesAndDest
+	add          bool
+	text         string // as in the source
+	from         string
+	chown, chmod string
+	link         bool
+	parents      bool
+	exclude      []string
+	checksum     string
+	keepGitDir   *bool
+	unpack       *bool
+}
+
+func copyFlagsOf(c *instructions.CopyCommand) copyFlags {
+	return copyFlags{
+		SourcesAndDest: c.SourcesAndDest, text: c.String(), from: c.From,
+		chown: c.Chown, chmod: c.Chmod, link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns,
+	}
+}
+
+func addFlagsOf(c *instructions.AddCommand) copyFlags {
+	return copyFlags{
+		SourcesAndDest: c.SourcesAndDest, text: c.String(), add: true,
+		chown: c.Chown, chmod: c.Chmod, link: c.Link, exclude: c.ExcludePatterns,
+		checksum: c.Checksum, keepGitDir: c.KeepGitDir, unpack: c.Unpack,
+	}
+}
+
+// copy adds the step of a COPY or ADD.
+func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
+	st := &d.state
+	tree, err := l.copyTree(d, cmd, c)
+	if err != nil {
+		return err
+	}
+	if err := checkChmod(c.chmod); err != nil {
+		return err
+	}
+	if err := checkSources(c); err != nil {
+		return err
+	}
+	dest := c.DestPath
+	if dest == "" || dest == "." {
+		dest = "./"
+	}
+	op := Copy{
+		Add: c.add, Dest: absolute(st.workdir, dest, true), Chown: c.chown, Chmod: c.chmod,
+		Link: c.link && c.chmod == "", Parents: c.parents, Exclude: c.exclude, Unpack: c.unpack,
+		KeepGitDir: c.keepGitDir, Checksum: c.checksum,
+	}
+	pos := l.file.Position(cmd.Location())
+	if c.link && c.chmod != "" {
+		l.warnings = append(l.warnings, parser.Warning{Msg: "--link has no effect together with --chmod", Range: pos})
+	}
+	for _, p := range c.SourcePaths {
+		op.Sources = append(op.Sources, CopySource{Path: p})
+	}
+	for _, f := range c.SourceContents {
+		if err := checkInlineName(f.Path); err != nil {
+			return err
+		}
+		op.Sources = append(op.Sources, CopySource{Path: f.Path, Inline: true, Data: []byte(f.Data)})
+	}
+	inputs := []ID{st.out}
+	if len(c.SourcePaths) > 0 {
+		inputs = append(inputs, tree())
+	}
+	st.out = l.add(d, Step{
+		Op:       op,
+		Inputs:   inputs,
+		Name:     l.stepName(d, l.title(c.text, l.lex, st.env), st.platform, st.env, cmd.onbuild),
+		Pos:      pos,
+		NoCache:  d.noCache,
+		Platform: st.platform,
+	})
+	l.record(st, copiedBy(c)+ranSuffix, st.out)
+	return nil
+}
+
+// copyTree finds the tree the sources are in; making its step waits until it is known to be used.
+func (l *lowering) copyTree(d *stage, cmd command, c copyFlags) (func() ID, error) {
+	if len(cmd.from) == 0 {
+		return func() ID { return l.contextStep("", l.file.Position(cmd.Location()), l.settings.target) }, nil
+	}
+	from := cmd.from[0]
+	if !from.done {
+		return nil, fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.from, d.label)
+	}
+	return func() ID { return from.state.out }, nil
+}
+
+// copiedBy is the history of a COPY or ADD. Flags that only say where the files come from are not in it.
+func copiedBy(c copyFlags) string {
+	words := []string{"COPY"}
+	if c.add {
+		words[0] = "ADD"
+	}
+	if c.parents {
+		words = append(words, "--parents")
+	}
+	if c.chown != "" {
+		words = append(words, "--chown="+c.chown)
+	}
+	if c.chmod != "" {
+		words = append(words, "--chmod="+c.chmod)
+	}
+	words = append(words, c.SourcePaths...)
+	for _, f := range c.SourceContents {
+		words = append(words, "<<"+f.Path)
+	}
+	return strings.Join(append(words, c.DestPath), " ")
+}
+
+// checkSources refuses sources that are not files: for COPY they are wrong, for ADD they do not exist here yet.
+func checkSources(c copyFlags) error {
+	if c.checksum != "" {
+		if len(c.SourcePaths) != 1 {
+			return errors.New("checksum can't be specified for multiple sources")
+		}
+		if kindOf(c.SourcePaths[0]) == localSource {
+			return errors.New("checksum requires HTTP(S) or Git sources")
+		}
+	}
+	for _, p := range c.SourcePaths {
+		switch kind := kindOf(p); {
+		case kind == gitSource && c.add:
+			return notYet(fmt.Sprintf("ADD of a git repository (%q)", p))
+		case kind == gitSource:
+			return errors.New("source can't be a git ref for COPY")
+		case kind == httpSource && c.add:
+			return notYet(fmt.Sprintf("ADD of a URL (%q)", p))
+		case kind == httpSource:
+			return errors.New("source can't be a URL for COPY")
+		}
+	}
+	return nil
+}
+
+// sourceKind says what a source of COPY or ADD names.
+type sourceKind int
+
+const (
+	localSource sourceKind = iota
+	httpSource
+	gitSource
+)
+
+var (
+	schemeURL = regexp.MustCompile(`^(?i)([a-z0-9]+)://[^/?#]*(/[^?#]*)?`)
+	scpURL    = regexp.MustCompile(`^[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:`)
+)
+
+// kindOf tells files, URLs and git repositories apart. An http(s) URL is a repository if its path ends in .git.
+func kindOf(src string) sourceKind {
+	m := schemeURL.FindStringSubmatch(src)
+	switch {
+	case strings.HasPrefix(src, "./"), strings.HasPrefix(src, "../"):
+		return localSource
+	case m == nil && scpURL.MatchString(src):
+		return gitSource
+	case m == nil:
+		return localSource
+	}
+	switch scheme := strings.ToLower(m[1]); scheme {
+	case "git", "ssh":
+		return gitSource
+	case "http", "https":
+		if strings.HasSuffix(m[2], ".git") {
+			return gitSource
+		}
+		if m[1] == scheme { // in capitals it was never a URL
+			return httpSource
+		}
+	}
+	return localSource
+}
+
+var symbolicMode = regexp.MustCompile(`^[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)
+
+// checkChmod accepts an octal mode or a symbolic one as chmod(1) does.
+func checkChmod(mode string) error {
+	if mode == "" || symbolicMode.MatchString(mode) {
+		return nil
+	}
+	n, err := strconv.ParseUint(mode, 8, 32)
+	if err == nil && n <= 0o7777 {
+		return nil
+	}
+	if err == nil || mode[0] >= '0' && mode[0] <= '9' {
+		return fmt.Errorf("invalid chmod parameter: '%v'. it should be octal string and between 0 and 07777", mode)
+	}
+	return fmt.Errorf("invalid chmod parameter: '%v': neither an octal nor a symbolic mode", mode)
+}

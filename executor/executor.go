@@ -1,0 +1,219 @@
+// Package executor runs one command in one sandbox: paths and data in, exit status out.
+//
+// It owns the step's root filesystem while the step runs (overlay or plain tree, made of detached mounts in the step's own
+// mount namespace, so that nothing stays mounted whatever dies), its namespaces, its view of /proc, /dev and /sys, its
+// identity, capabilities, system call filter and limits, and the traces that mount points leave in the tree.
+//
+// It knows neither layers nor Dockerfiles, does not decide what a step may see, and does not make user namespaces: its caller
+// has CAP_SYS_ADMIN in the user namespace whose ids the files have (see internal/userns). It refuses what it cannot isolate;
+// it never runs a command with less than was asked.
+//
+// Reading order: Spec, Run (run.go), stepInit (init.go).
+package executor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Spec says what to run and what it sees.
+type Spec struct {
+	Root     Root
+	Args     []string // Args[0] is looked up in Env's PATH when it has no slash
+	Env      []string // NAME=value; of equal names the last wins. HOME comes from the root's passwd file when absent or empty
+	Dir      string   // working directory, absolute; made if missing, owned by the user; "" is /
+	User     string   // name|uid[:group|gid] as in USER; "" is 0
+	Mounts   []Mount  // on top of the root, parents before children
+	Network  Network
+	Hostname string // "" is the name BuildKit gives
+	Resolv   []byte // content of /etc/resolv.conf; nil: what the root has
+	Hosts    []byte // content of /etc/hosts; nil: what the root has
+	Security Security
+	Rlimits  []Rlimit
+	ShmSize  int64 // of /dev/shm in bytes; 0 is 64 MiB
+}
+
+// DefaultHostname is the name of a sandbox whose Spec gives none.
+const DefaultHostname = "buildkitsandbox"
+
+// Root is the root filesystem: Overlay or Tree.
+type Root interface{ root() }
+
+// Overlay is a stack of read-only directories under a writable one. Lower is bottom first and may be empty. Upper and Work are
+// on one file system; Work is empty. Upper is used directly once Run has returned.
+type Overlay struct {
+	Lower []string
+	Upper string
+	Work  string
+}
+
+// Tree is one directory, written in place.
+type Tree struct{ Dir string }
+
+func (Overlay) root() {}
+func (Tree) root()    {}
+
+// Network says which network a step has.
+type Network uint8
+
+const (
+	NetworkHost Network = iota // the caller's
+	NetworkNone                // a live loopback and nothing else
+)
+
+// Security says how much a step may do.
+type Security uint8
+
+const (
+	Sandbox  Security = iota // Docker's default capabilities, seccomp profile, masked and read-only paths
+	Insecure                 // all capabilities of the user namespace, no filter, no masks
+)
+
+// Rlimit is one resource limit; Resource is a RLIMIT_ number.
+type Rlimit struct {
+	Resource   int
+	Soft, Hard uint64
+}
+
+// Mount puts a source on a path of the root. A missing target is made, and removed afterwards.
+type Mount struct {
+	Target string // absolute, resolved inside the root
+	Source Source
+}
+
+// Source is what is mounted: BindPath, Tmpfs or File.
+type Source interface{ source() }
+
+// BindPath is a file or directory of the host. Sub, if any, is a path below Path whose symlinks are resolved as if Path were
+// the root.
+type BindPath struct {
+	Path     string
+	Sub      string `json:",omitempty"`
+	ReadOnly bool   `json:",omitempty"`
+}
+
+// Tmpfs is an empty memory file system. Size 0 is the kernel's default, Mode 0 is 1777.
+type Tmpfs struct {
+	Size int64  `json:",omitempty"`
+	Mode uint32 `json:",omitempty"`
+}
+
+// File is a read-only file in memory. Mode 0 is 0444.
+type File struct {
+	Data     []byte
+	Mode     uint32
+	UID, GID uint32
+}
+
+func (BindPath) source() {}
+func (Tmpfs) source()    {}
+func (File) source()     {}
+
+// check refuses values that have no meaning, so that none of them can come to mean "no isolation".
+func (s *Spec) check() error {
+	switch {
+	case len(s.Args) == 0:
+		return errors.New("no command")
+	case s.Root == nil:
+		return errors.New("no root filesystem")
+	case s.Network > NetworkNone:
+		return fmt.Errorf("unknown network mode %d", s.Network)
+	case s.Security > Insecure:
+		return fmt.Errorf("unknown security mode %d", s.Security)
+	case s.ShmSize < 0:
+		return fmt.Errorf("negative size of /dev/shm: %d", s.ShmSize)
+	case len(s.Hostname) > 64:
+		return fmt.Errorf("hostname of %d bytes, at most 64", len(s.Hostname))
+	}
+	for _, m := range s.Mounts {
+		if m.Source == nil {
+			return fmt.Errorf("mount on %s: no source", m.Target)
+		}
+		if len(m.Target) == 0 || m.Target[0] != '/' {
+			return fmt.Errorf("mount target %q is not absolute", m.Target)
+		}
+	}
+	return nil
+}
+
+// The JSON form of Spec is that of its fields, with the two sums as objects of which exactly one member is set.
+
+type rootJSON struct {
+	Overlay *Overlay `json:",omitempty"`
+	Tree    *Tree    `json:",omitempty"`
+}
+
+type mountJSON struct {
+	Target   string
+	BindPath *BindPath `json:",omitempty"`
+	Tmpfs    *Tmpfs    `json:",omitempty"`
+	File     *File     `json:",omitempty"`
+}
+
+// MarshalJSON makes Spec fit to be sent to the process that runs it.
+func (s Spec) MarshalJSON() ([]byte, error) {
+	type plain Spec
+	var r rootJSON
+	switch v := s.Root.(type) {
+	case Overlay:
+		r.Overlay = &v
+	case Tree:
+		r.Tree = &v
+	}
+	return json.Marshal(struct {
+		plain
+		Root rootJSON
+	}{plain(s), r})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (s *Spec) UnmarshalJSON(b []byte) error {
+	type plain Spec
+	v := struct {
+		*plain
+		Root rootJSON
+	}{plain: (*plain)(s)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	switch {
+	case v.Root.Overlay != nil:
+		s.Root = *v.Root.Overlay
+	case v.Root.Tree != nil:
+		s.Root = *v.Root.Tree
+	}
+	return nil
+}
+
+// MarshalJSON makes Mount fit to be sent to the process that makes it.
+func (m Mount) MarshalJSON() ([]byte, error) {
+	j := mountJSON{Target: m.Target}
+	switch v := m.Source.(type) {
+	case BindPath:
+		j.BindPath = &v
+	case Tmpfs:
+		j.Tmpfs = &v
+	case File:
+		j.File = &v
+	}
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (m *Mount) UnmarshalJSON(b []byte) error {
+	var j mountJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	m.Target = j.Target
+	switch {
+	case j.BindPath != nil:
+		m.Source = *j.BindPath
+	case j.Tmpfs != nil:
+		m.Source = *j.Tmpfs
+	case j.File != nil:
+		m.Source = *j.File
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+package executor
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLowers is the kernel's limit. Deep chains are slow long before it; whoever builds the Spec merges them.
+const maxLowers = 500
+
+// mountRoot returns a descriptor of the root filesystem as a detached mount: it is attached nowhere, and gone when the last
+// descriptor is.
+func mountRoot(r Root, s Security) (int, error) {
+	switch r := r.(type) {
+	case Overlay:
+		fd, err := mountOverlay(r, s)
+		return fd, setupError("mount overlay", err)
+	case Tree:
+		fd, err := cloneMount(r.Dir, rootAttrs(s))
+		return fd, setupError("mount "+r.Dir, err)
+	}
+	return -1, &SetupError{Op: "mount root", Msg: fmt.Sprintf("unknown kind %T", r)}
+}
+
+// rootAttrs keeps device nodes in a sandbox's root from working: a step that is root on the host may make them (they belong in
+// layers), and no cgroup of ours would stop it from reading the disk with one.
+func rootAttrs(s Security) uint64 {
+	if s == Insecure {
+		return 0
+	}
+	return unix.MOUNT_ATTR_NODEV
+}
+
+// cloneMount returns a detached copy of the mount tree at path with attributes set on all of it.
+func cloneMount(path string, set uint64) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, err
+	}
+	return fd, setAttrs(fd, set)
+}
+
+// cloneFD is cloneMount of an open path.
+func cloneFD(path int, set uint64) (int, error) {
+	fd, err := unix.OpenTree(path, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return -1, err
+	}
+	return fd, setAttrs(fd, set)
+}
+
+// setAttrs closes fd when it fails.
+func setAttrs(fd int, set uint64) error {
+	if set == 0 {
+		return nil
+	}
+	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: set})
+	if err != nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// newMount makes a detached mount of a file system that takes plain string options ("key=value" or "key").
+func newMount(fstype string, attrs int, options ...string) (int, error) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	for _, o := range options {
+		if err := setOption(fs, o); err != nil {
+			return -1, fmt.Errorf("option %s: %w", o, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, withLog(fs, err)
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+}
+
+func setOption(fs int, o string) error {
+	key, value, ok := strings.Cut(o, "=")
+	if !ok {
+		return unix.FsconfigSetFlag(fs, key)
+	}
+	return unix.FsconfigSetString(fs, key, value)
+}
+
+// withLog adds what the kernel has to say about a failed mount; it says more than an error number here.
+func withLog(fs int, err error) error {
+	buf := make([]byte, 1024)
+	n, rerr := unix.Read(fs, buf)
+	if rerr != nil || n == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (kernel: %s)", err, strings.TrimSpace(strings.TrimPrefix(string(buf[:n]), "e ")))
+}
+
+// layerFDs are the opened directories of an overlay.
+type layerFDs struct {
+	lower       []int // top first, as the kernel wants them
+	upper, work int
+}
+
+func (l *layerFDs) close() {
+	for _, fd := range append(l.lower, l.upper, l.work) {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+func openLayers(o Overlay) (l *layerFDs, err error) {
+	l = &layerFDs{upper: -1, work: -1}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if len(o.Lower) > maxLowers {
+		return nil, fmt.Errorf("%d lower layers, the kernel takes %d", len(o.Lower), maxLowers)
+	}
+	open := func(path string) (int, error) {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, fmt.Errorf("open %s: %w", path, err)
+		}
+		return fd, nil
+	}
+	for i := len(o.Lower) - 1; i >= 0; i-- {
+		fd, err := open(o.Lower[i])
+		if err != nil {
+			return nil, err
+		}
+		l.lower = append(l.lower, fd)
+	}
+	if len(l.lower) == 0 { // an overlay needs a lower
+		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_RDONLY, "mode=0755")
+		if err != nil {
+			return nil, fmt.Errorf("mount an empty layer: %w", err)
+		}
+		l.lower = append(l.lower, fd)
+	}
+	if l.upper, err = open(o.Upper); err != nil {
+		return nil, err
+	}
+	l.work, err = open(o.Work)
+	return l, err
+}
+
+// overlayOptions hold for every overlay, whoever makes it. Without userxattr an overlay made in a user namespace mounts but
+// cannot remove directories; the kernel's module parameters could turn on forms of a layer that nobody else can read; syncing
+// a directory that is thrown away after a crash is wasted.
+var overlayOptions = []string{"userxattr", "index=off", "volatile"}
+
+// mountOverlay tries the ways of naming layers, newest first: by descriptor, by name one at a time, by name in one mount(2).
+// Names are those of our own descriptors, so they are short whatever the layers are called.
+func mountOverlay(o Overlay, s Security) (int, error) {
+	l, err := openLayers(o)
+	if err != nil {
+		return -1, err
+	}
+	defer l.close()
+	attrs := int(rootAttrs(s))
+	var errs []error
+	for _, way := range []func(*layerFDs, int) (int, error){overlayByFD, overlayByName, overlayByMount} {
+		fd, err := way(l, attrs)
+		if err == nil {
+			return fd, nil
+		}
+		errs = append(errs, err)
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENAMETOOLONG) {
+			break // not about the interface
+		}
+	}
+	return -1, errs[len(errs)-1]
+}
+
+func overlayByFD(l *layerFDs, attrs int) (int, error) {
+	return overlayWith(l, attrs, unix.FsconfigSetFd)
+}
+
+func overlayByName(l *layerFDs, attrs int) (int, error) {
+	return overlayWith(l, attrs, func(fs int, key string, fd int) error {
+		return unix.FsconfigSetString(fs, key, "/proc/self/fd/"+strconv.Itoa(fd))
+	})
+}
+
+func overlayWith(l *layerFDs, attrs int, set func(fs int, key string, fd int) error) (int, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	for _, o := range overlayOptions {
+		if err := setOption(fs, o); err != nil {
+			return -1, withLog(fs, fmt.Errorf("option %s: %w", o, err))
+		}
+	}
+	for _, fd := range l.lower {
+		if err := set(fs, "lowerdir+", fd); err != nil {
+			return -1, withLog(fs, fmt.Errorf("option lowerdir+: %w", err))
+		}
+	}
+	if err := set(fs, "upperdir", l.upper); err != nil {
+		return -1, withLog(fs, fmt.Errorf("option upperdir: %w", err))
+	}
+	if err := set(fs, "workdir", l.work); err != nil {
+		return -1, withLog(fs, fmt.Errorf("option workdir: %w", err))
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, withLog(fs, err)
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+}
+
+// overlayByMount is for kernels before 6.5. mount(2) can only attach, so it happens in a mount namespace of a thread that ends
+// with this function, from which a detached copy is taken. All options must fit in one page: the thread's working directory is
+// its table of descriptors, in which a layer's name is a number.
+func overlayByMount(l *layerFDs, attrs int) (int, error) {
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		fd, err := overlayOnThread(l, uint64(attrs))
+		done <- result{fd, err}
+	}()
+	r := <-done
+	return r.fd, r.err
+}
+
+func overlayOnThread(l *layerFDs, attrs uint64) (int, error) {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return -1, err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return -1, err
+	}
+	if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
+		return -1, err
+	}
+	lower := make([]string, len(l.lower))
+	for i, fd := range l.lower {
+		lower[i] = strconv.Itoa(fd)
+	}
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%d,workdir=%d,", strings.Join(lower, ":"), l.upper, l.work)
+	if len(data) > 4000 {
+		return -1, unix.ENAMETOOLONG
+	}
+	const at = "/proc" // any directory would do; this one need not exist in the step
+	if err := unix.Mount("overlay", at, "overlay", 0, data+strings.Join(overlayOptions, ",")); err != nil {
+		return -1, err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	return fd, setAttrs(fd, attrs)
+}

@@ -1,0 +1,204 @@
+package executor
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go run gen_sysnum.go
+
+// sandboxFilter is Docker's default seccomp profile for Docker's default capabilities, as a BPF program. It is compiled once
+// per process.
+var sandboxFilter = sync.OnceValues(func() ([]unix.SockFilter, error) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: capNames(dockerCaps)}}}
+	profile, err := seccomp.GetDefaultProfile(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load the seccomp profile: %w", err)
+	}
+	abis, err := hostABIs()
+	if err != nil {
+		return nil, err
+	}
+	return compileFilter(profile, abis)
+})
+
+// abi is one way of entering the kernel.
+type abi struct {
+	audit   uint32            // AUDIT_ARCH_*
+	numbers map[string]uint32 // system calls by name
+	limit   uint32            // numbers from here on belong to an ABI we do not know (x32); 0: no limit
+	bits    int               // of an argument
+}
+
+// x32Bit marks the numbers of the x32 ABI, which shares AUDIT_ARCH_X86_64. Distributions do not build it; where it is built its
+// calls fail as they do everywhere else, with ENOSYS.
+const x32Bit = 0x40000000
+
+func hostABIs() ([]abi, error) {
+	switch runtime.GOARCH {
+	case "amd64":
+		return []abi{
+			{unix.AUDIT_ARCH_X86_64, nativeSyscalls(), x32Bit, 64},
+			{unix.AUDIT_ARCH_I386, compatSyscalls(), 0, 32},
+		}, nil
+	case "arm64":
+		return []abi{
+			{unix.AUDIT_ARCH_AARCH64, nativeSyscalls(), 0, 64},
+			{unix.AUDIT_ARCH_ARM, compatSyscalls(), 0, 32},
+		}, nil
+	}
+	return nil, fmt.Errorf("no system call table for %s", runtime.GOARCH)
+}
+
+// Offsets in struct seccomp_data.
+const (
+	dataNr   = 0
+	dataArch = 4
+	dataArgs = 16
+)
+
+// compileFilter translates a profile. Its meaning is libseccomp's: of the rules for one system call an unconditional one wins,
+// otherwise the first whose comparisons all hold; a call without rule gets the default action; a foreign architecture is
+// killed.
+func compileFilter(p *specs.LinuxSeccomp, abis []abi) ([]unix.SockFilter, error) {
+	def, err := returnValue(p.DefaultAction, p.DefaultErrnoRet)
+	if err != nil {
+		return nil, err
+	}
+	a := &assembler{}
+	a.load(dataArch)
+	for _, abi := range abis {
+		next := a.newLabel()
+		a.jumpIf(unix.BPF_JEQ, abi.audit, fallThrough, next)
+		rules, err := rulesFor(p.Syscalls, abi)
+		if err != nil {
+			return nil, err
+		}
+		a.load(dataNr)
+		if abi.limit != 0 {
+			known := a.newLabel()
+			a.jumpIf(unix.BPF_JGE, abi.limit, fallThrough, known)
+			a.ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS))
+			a.place(known)
+		}
+		a.search(ranges(rules, def), abi.bits, def)
+		a.place(next)
+	}
+	a.ret(unix.SECCOMP_RET_KILL_PROCESS)
+	return a.assemble()
+}
+
+// rule is one line of a profile for one system call: action if all comparisons hold.
+type rule struct {
+	action uint32
+	args   []comparison
+}
+
+// comparison is one argument's test; narrow ones look at the lower half of the register only.
+type comparison struct {
+	specs.LinuxSeccompArg
+	narrow bool
+}
+
+// narrowArgs are calls whose compared arguments the kernel declares as 32-bit. It ignores the upper halves of their registers,
+// so a filter that looks at them can be lied to: socket(1<<32|AF_ALG, …) is AF_ALG.
+var narrowArgs = []string{"socket", "personality"}
+
+func rulesFor(calls []specs.LinuxSyscall, abi abi) (map[uint32][]rule, error) {
+	out := map[uint32][]rule{}
+	for _, c := range calls {
+		action, err := returnValue(c.Action, c.ErrnoRet)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range c.Names {
+			nr, ok := abi.numbers[name]
+			if !ok {
+				continue // a call of other architectures, or newer than our tables: the default action holds
+			}
+			r := rule{action: action}
+			for _, arg := range c.Args {
+				if arg.Index > 5 {
+					return nil, fmt.Errorf("seccomp rule for %s compares argument %d", name, arg.Index)
+				}
+				r.args = append(r.args, comparison{arg, slices.Contains(narrowArgs, name)})
+			}
+			out[nr] = append(out[nr], r)
+		}
+	}
+	for nr, rs := range out {
+		if i := slices.IndexFunc(rs, func(r rule) bool { return len(r.args) == 0 }); i >= 0 {
+			out[nr] = rs[i : i+1]
+		}
+	}
+	return out, nil
+}
+
+// span is a run of system call numbers, from start to the next span's, that are treated alike.
+type span struct {
+	start uint32
+	ret   uint32 // when rules is empty
+	rules []rule
+}
+
+// ranges turns a sparse table into spans that cover all numbers.
+func ranges(table map[uint32][]rule, def uint32) []span {
+	nrs := make([]uint32, 0, len(table))
+	for nr := range table {
+		nrs = append(nrs, nr)
+	}
+	slices.SortFunc(nrs, cmp.Compare[uint32])
+	spans := []span{{start: 0, ret: def}}
+	add := func(s span) {
+		last := &spans[len(spans)-1]
+		switch {
+		case last.start == s.start:
+			*last = s
+			if n := len(spans); n > 1 && len(s.rules) == 0 && len(spans[n-2].rules) == 0 && spans[n-2].ret == s.ret {
+				spans = spans[:n-1]
+			}
+		case len(last.rules) == 0 && len(s.rules) == 0 && last.ret == s.ret:
+		default:
+			spans = append(spans, s)
+		}
+	}
+	for _, nr := range nrs {
+		rs := table[nr]
+		if len(rs) == 1 && len(rs[0].args) == 0 {
+			add(span{start: nr, ret: rs[0].action})
+		} else {
+			add(span{start: nr, rules: rs})
+		}
+		add(span{start: nr + 1, ret: def})
+	}
+	return spans
+}
+
+func returnValue(action specs.LinuxSeccompAction, errno *uint) (uint32, error) {
+	switch action {
+	case specs.ActAllow:
+		return unix.SECCOMP_RET_ALLOW, nil
+	case specs.ActErrno:
+		e := uint(unix.EPERM)
+		if errno != nil {
+			e = *errno
+		}
+		return unix.SECCOMP_RET_ERRNO | uint32(e)&unix.SECCOMP_RET_DATA, nil
+	case specs.ActKill, specs.ActKillThread:
+		return unix.SECCOMP_RET_KILL_THREAD, nil
+	case specs.ActKillProcess:
+		return unix.SECCOMP_RET_KILL_PROCESS, nil
+	case specs.ActTrap:
+		return unix.SECCOMP_RET_TRAP, nil
+	case specs.ActLog:
+		return unix.SECCOMP_RET_LOG, nil
+	}
+	return 0, fmt.Errorf("seccomp action %q is not supported", action)
+}

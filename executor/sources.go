@@ -1,0 +1,169 @@
+package executor
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// preparedMount is a Mount whose source is a descriptor of a detached mount, or a file of the step's memory file system.
+type preparedMount struct {
+	Target string
+	FD     int    // index in the files passed on, -1 for Memory
+	Memory string // name in the memory file system
+	Dir    bool
+	Attrs  uint64 // for Memory
+	Strict bool   // failure to make the target is an error
+}
+
+// sources prepares the sources of a step's mounts in the process that runs it. Everything it opens is in files.
+type sources struct {
+	files  []*os.File
+	memory int // descriptor of the memory file system, -1 until needed
+	count  int
+	mounts []preparedMount
+}
+
+func (s *sources) close() {
+	for _, f := range s.files {
+		f.Close()
+	}
+}
+
+func (s *sources) keep(fd int, name string) int {
+	s.files = append(s.files, os.NewFile(uintptr(fd), name))
+	return len(s.files) - 1
+}
+
+func prepareSources(spec *Spec) (s *sources, err error) {
+	s = &sources{memory: -1}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for _, f := range []struct {
+		target string
+		data   []byte
+	}{{"/etc/resolv.conf", spec.Resolv}, {"/etc/hosts", spec.Hosts}} {
+		if f.data == nil {
+			continue
+		}
+		if err := s.file(f.target, File{Data: f.data, Mode: 0o644}, unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return s, setupError("prepare "+f.target, err)
+		}
+	}
+	// Parents come first, so that no mount hides another.
+	mounts := slices.Clone(spec.Mounts)
+	slices.SortStableFunc(mounts, func(a, b Mount) int { return depth(a.Target) - depth(b.Target) })
+	for _, m := range mounts {
+		if err := s.add(m, spec.Security); err != nil {
+			return s, setupError("prepare the mount on "+m.Target, err)
+		}
+	}
+	return s, nil
+}
+
+func depth(target string) int { return strings.Count(path.Clean(target), "/") }
+
+func (s *sources) add(m Mount, sec Security) error {
+	switch src := m.Source.(type) {
+	case BindPath:
+		return s.bind(m.Target, src, sec)
+	case Tmpfs:
+		mode := src.Mode
+		if mode == 0 {
+			mode = 0o1777
+		}
+		opts := []string{"mode=" + strconv.FormatUint(uint64(mode), 8)}
+		if src.Size > 0 {
+			opts = append(opts, "size="+strconv.FormatInt(src.Size, 10))
+		}
+		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, opts...)
+		if err != nil {
+			return err
+		}
+		s.mounts = append(s.mounts, preparedMount{Target: m.Target, FD: s.keep(fd, m.Target), Dir: true, Strict: true})
+		return nil
+	case File:
+		return s.file(m.Target, src, 0)
+	}
+	return fmt.Errorf("unknown source %T", m.Source)
+}
+
+// bind resolves a host path once and copies the mount that it is on.
+func (s *sources) bind(target string, b BindPath, sec Security) error {
+	fd, err := unix.Open(b.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", b.Path, err)
+	}
+	if b.Sub != "" {
+		sub, err := openInRoot(fd, b.Sub, unix.O_PATH)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("open %s in %s: %w", b.Sub, b.Path, err)
+		}
+		fd = sub
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	attrs := rootAttrs(sec)
+	if b.ReadOnly {
+		attrs |= unix.MOUNT_ATTR_RDONLY
+	}
+	mnt, err := cloneFD(fd, attrs)
+	if err != nil {
+		return fmt.Errorf("copy the mount of %s: %w", b.Path, err)
+	}
+	s.mounts = append(s.mounts, preparedMount{
+		Target: target, FD: s.keep(mnt, target), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR, Strict: true,
+	})
+	return nil
+}
+
+// file writes a file to the step's memory file system. It is mounted from there by the step itself, once that file system is
+// attached in its namespace.
+func (s *sources) file(target string, f File, attrs uint64) error {
+	if s.memory < 0 {
+		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=0700")
+		if err != nil {
+			return err
+		}
+		s.memory = fd
+		s.keep(fd, "memory")
+	}
+	mode := f.Mode
+	if mode == 0 {
+		mode = 0o444
+	}
+	name := strconv.Itoa(s.count)
+	s.count++
+	fd, err := unix.Openat(s.memory, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	w := os.NewFile(uintptr(fd), target)
+	defer w.Close()
+	if _, err := w.Write(f.Data); err != nil {
+		return err
+	}
+	if err := unix.Fchown(fd, int(f.UID), int(f.GID)); err != nil {
+		return fmt.Errorf("owner %d:%d: %w", f.UID, f.GID, err)
+	}
+	if err := unix.Fchmod(fd, mode&0o7777); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, preparedMount{
+		Target: target, FD: -1, Memory: name, Strict: true,
+		Attrs: attrs | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
+	})
+	return nil
+}

@@ -1,0 +1,147 @@
+// Package build_test checks the architecture: who may import whom, and rules that hold for every package.
+package build_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// may lists, for each package, the packages of this module that it may import. The map is the architecture: add an arrow
+// only with a reason that fits in a sentence.
+var may = map[string]string{
+	"cmd/build":         "internal/build internal/progress internal/userns executor",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/progress internal/registry internal/store internal/tree internal/userns",
+	"parser":            "",
+	"dag":               "parser",
+	"cache":             "internal/store internal/tree",
+	"snapshot":          "internal/store internal/tree",
+	"executor":          "",
+	"exporter":          "internal/tree",
+	"internal/buildctx": "internal/tree",
+	"internal/store":    "",
+	"internal/tree":     "",
+	"internal/progress": "",
+	"internal/registry": "",
+	"internal/userns":   "",
+	"internal/testenv":  "",
+	"bench":             "",
+}
+
+// only lists imports from outside that are one package's business, by prefix.
+var only = map[string]string{
+	"github.com/google/go-containerregistry/pkg/v1/remote": "internal/registry",
+	"github.com/spf13/cobra":                               "cmd/build",
+	"github.com/moby/buildkit/frontend/dockerfile/parser":  "parser",
+}
+
+// testsOnly are packages that no program may contain.
+var testsOnly = []string{"internal/testenv"}
+
+type goPackage struct {
+	Dir        string
+	ImportPath string
+	GoFiles    []string
+	Imports    []string
+}
+
+// list returns the packages of this module.
+func list(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=Dir,ImportPath,GoFiles,Imports", "./...")
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+	} else if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := dec.Decode(&p); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatalf("go list: %v", err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if len(pkgs) < 3 {
+		t.Fatalf("go list found %d packages: is this the module's root?", len(pkgs))
+	}
+	return pkgs
+}
+
+const module = "build"
+
+func TestImports(t *testing.T) {
+	for _, p := range list(t) {
+		name, ok := strings.CutPrefix(p.ImportPath, module+"/")
+		if !ok {
+			continue // the root holds no code
+		}
+		allowed, known := may[name]
+		if !known {
+			t.Errorf("package %s is not in the table: decide what it may import", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			checkImport(t, name, strings.Fields(allowed), imp)
+		}
+	}
+}
+
+func checkImport(t *testing.T, from string, allowed []string, imp string) {
+	t.Helper()
+	if ours, ok := strings.CutPrefix(imp, module+"/"); ok {
+		if !slices.Contains(allowed, ours) {
+			t.Errorf("%s imports %s", from, ours)
+		}
+		if slices.Contains(testsOnly, ours) {
+			t.Errorf("%s imports %s, which is for tests", from, ours)
+		}
+	}
+	for prefix, owner := range only {
+		if (imp == prefix || strings.HasPrefix(imp, prefix+"/")) && from != owner {
+			t.Errorf("%s imports %s: only %s may", from, imp, owner)
+		}
+	}
+}
+
+// No package works before main, and only cmd/build reads the environment: options carry everything further in.
+func TestNoInitAndNoEnvironment(t *testing.T) {
+	forbidden := []string{"Getenv", "LookupEnv", "ExpandEnv"}
+	for _, p := range list(t) {
+		inCommand := strings.HasPrefix(p.ImportPath, module+"/cmd/") || p.ImportPath == module+"/internal/testenv" || p.ImportPath == module+"/bench"
+		for _, file := range p.GoFiles {
+			set := token.NewFileSet()
+			f, err := parser.ParseFile(set, filepath.Join(p.Dir, file), nil, 0)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					if n.Name.Name == "init" && n.Recv == nil {
+						t.Errorf("%s: init function", set.Position(n.Pos()))
+					}
+				case *ast.SelectorExpr:
+					x, ok := n.X.(*ast.Ident)
+					if ok && x.Name == "os" && slices.Contains(forbidden, n.Sel.Name) && !inCommand {
+						t.Errorf("%s: os.%s below cmd/", set.Position(n.Pos()), n.Sel.Name)
+					}
+				}
+				return true
+			})
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"build/dag"
+	"build/internal/buildctx"
+	"build/internal/progress"
+	"build/snapshot"
+	"build/parser"
+)
+
+// Run carries out one build: Dockerfile and context in, image out. Whatever happens, nothing is left behind but what the
+// store may keep: complete layers, their records, and names that point at complete images.
+func Run(ctx context.Context, o Options) (*Result, error) {
+	o.fill()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	res, err := runOnce(ctx, &o)
+	if changed := changedWhileRead(err); changed != "" && o.Context != "-" && ctx.Err() == nil {
+		// Keys were made of what the file held before. All of them are suspect, so the build starts over, once.
+		o.Progress.Emit(progress.Warning{Text: changed + " changed while it was read: starting over"})
+		res, err = runOnce(ctx, &o)
+	}
+	return res, err
+}
+
+func runOnce(ctx context.Context, o *Options) (*Result, error) {
+	s, ctx, err := openSession(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	res, err := s.build(ctx)
+	if err != nil {
+		return nil, s.firstCause(ctx, err)
+	}
+	return res, nil
+}
+
+// changedWhileRead names the file of the context that changed under a build; "" when that is not what went wrong.
+func changedWhileRead(err error) string {
+	var a *snapshot.ChangedError
+	var b *buildctx.ChangedError
+	switch {
+	case errors.As(err, &a):
+		return a.Path
+	case errors.As(err, &b):
+		return b.Path
+	}
+	return ""
+}
+
+// fill gives every option its default, in this one place.
+func (o *Options) fill() {
+	if o.Pull == "" {
+		o.Pull = PullMissing
+	}
+	for _, kv := range o.BuildArgs {
+		if kv.Key == "SOURCE_DATE_EPOCH" {
+			o.Epoch = parseEpoch(kv.Value)
+		}
+	}
+}
+
+// check refuses what cannot work before anything is done.
+func (o *Options) check() error {
+	if len(o.Platforms) > 1 {
+		return &UsageError{Msg: "building for several platforms in one run is not supported yet", Hint: "run build once for each --platform"}
+	}
+	if o.Push && len(o.Tags) == 0 && len(o.Outputs) == 0 {
+		return &UsageError{Msg: "--push needs a name to push to", Hint: "add -t REGISTRY/NAME:TAG"}
+	}
+	for i, t := range o.Tags {
+		ref, err := normalizeName(t)
+		if err != nil {
+			return err
+		}
+		o.Tags[i] = ref
+	}
+	return nil
+}
+
+// firstCause returns what ended the build rather than what it made others return.
+func (s *session) firstCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, errCanceled) {
+		return cause
+	}
+	return err
+}
+
+func (s *session) build(ctx context.Context) (*Result, error) {
+	file, err := s.loadDockerfile(ctx)
+	if err != nil {
+		return nil, err
+	}
+	graph, err := s.lower(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.preflight(graph); err != nil {
+		return nil, err
+	}
+	s.planOutputs()
+	ev := newEvaluator(ctx, s, graph)
+	out := &outcome{}
+	if graph.Target >= 0 {
+		if out, err = ev.eval(ctx, graph.Target); err != nil {
+			return nil, err
+		}
+	}
+	if err := ev.bg.Wait(); err != nil {
+		return nil, err
+	}
+	res, err := s.export(ctx, graph, out)
+	if err != nil {
+		return nil, err
+	}
+	res.Cached, res.Ran = s.tallies.cached, s.tallies.ran
+	return res, nil
+}
+
+// lower turns the file into a graph. What it needs to know of images is looked up in parallel until it asks no more:
+// a trigger in one image may name another.
+func (s *session) lower(ctx context.Context, f *parser.File) (*dag.Graph, error) {
+	have := map[dag.NeedKey]dag.Resolved{}
+	for {
+		g, needs, err := dag.Lower(f, s.dagOptions(), have)
+		if err != nil {
+			return nil, err
+		}
+		if len(needs) == 0 {
+			for _, w := range g.Warnings {
+				s.emit(progress.Warning{Text: w.Msg, Pos: w.Range.String()})
+			}
+			return g, nil
+		}
+		before := len(have)
+		if err := s.resolveAll(ctx, needs, have); err != nil {
+			return nil, err
+		}
+		if len(have) == before {
+			return nil, fmt.Errorf("internal error: %d images resolved, and the same are wanted again", len(needs))
+		}
+	}
+}
+
+func (s *session) dagOptions() dag.Options {
+	o := s.opts
+	args := map[string]string{}
+	for _, kv := range o.ProxyArgs {
+		args[kv.Key] = kv.Value
+	}
+	for _, kv := range o.BuildArgs {
+		args[kv.Key] = kv.Value
+	}
+	ctxs := map[string]string{}
+	for _, kv := range o.NamedContexts {
+		ctxs[kv.Key] = kv.Value
+	}
+	var labels []dag.Label
+	for _, kv := range o.Labels {
+		labels = append(labels, dag.Label{Key: kv.Key, Value: kv.Value})
+	}
+	d := dag.Options{
+		BuildArgs: args, Target: o.Target, Labels: labels, BuildPlatform: hostPlatform(),
+		Contexts: ctxs, NoCache: o.NoCache, Epoch: o.Epoch, Network: o.Network,
+	}
+	if len(o.Platforms) > 0 {
+		d.Platform = o.Platforms[0]
+	}
+	return d
+}
+
+// preflight refuses, before anything is pulled or run, what this machine or this version cannot do.
+func (s *session) preflight(g *dag.Graph) error {
+	for i := range g.Steps {
+		step := &g.Steps[i]
+		run, ok := step.Op.(dag.Run)
+		if !ok {
+			continue
+		}
+		if err := s.canRun(step, run); err != nil {
+			return s.located(step, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/progress"
+	"build/internal/registry"
+	"build/internal/store"
+	"build/snapshot"
+)
+
+// ImageRow is one line of `build images`.
+type ImageRow struct {
+	Name     string
+	Digest   string
+	Platform string
+	Origin   string // built or pulled
+	Complete bool   // every blob is here
+	Created  time.Time
+	Size     int64 // of the layers, compressed
+}
+
+// Images lists the names in the store, sorted.
+func Images(_ context.Context, o StoreOptions) ([]ImageRow, error) {
+	st, err := openStore(o)
+	if err != nil {
+		return nil, err
+	}
+	names, err := st.Names()
+	if err != nil {
+		return nil, err
+	}
+	var rows []ImageRow
+	for key, n := range names {
+		ref, _, _ := strings.Cut(key, " ")
+		row := ImageRow{
+			Name: familiar(ref), Digest: n.Descriptor.Digest.String(), Platform: n.Platform,
+			Origin: string(n.Origin), Complete: n.Complete, Created: n.Time,
+		}
+		if img, _, err := readLocalImage(st, ref, n); err == nil {
+			for _, l := range img.Manifest.Layers {
+				row.Size += l.Size
+			}
+		}
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b ImageRow) int { return strings.Compare(a.Name+a.Platform, b.Name+b.Platform) })
+	return rows, nil
+}
+
+// Tag gives an image in the store another name.
+func Tag(_ context.Context, o StoreOptions, from, to string) error {
+	st, err := openStore(o)
+	if err != nil {
+		return err
+	}
+	key, n, err := findName(st, from)
+	if err != nil {
+		return err
+	}
+	ref, err := normalizeName(to)
+	if err != nil {
+		return err
+	}
+	if _, platform, ok := strings.Cut(key, " "); ok {
+		ref += " " + platform
+	}
+	return st.SetName(ref, n)
+}
+
+// findName finds a name as typed among the names of the store.
+func findName(st *store.Store, name string) (string, store.Name, error) {
+	ref, err := normalizeName(name)
+	if err != nil {
+		return "", store.Name{}, err
+	}
+	n, ok, err := st.Name(ref)
+	if err != nil {
+		return "", store.Name{}, err
+	}
+	if ok {
+		return ref, n, nil
+	}
+	all, err := st.Names()
+	if err != nil {
+		return "", store.Name{}, err
+	}
+	for key, n := range all {
+		if strings.HasPrefix(key, ref+" ") {
+			return key, n, nil
+		}
+	}
+	return "", store.Name{}, &UsageError{Msg: fmt.Sprintf("no image %s in the store", familiar(ref)), Hint: "build images lists what there is"}
+}
+
+// Remove takes names out of the store. What nothing names any more is freed by the next collection.
+func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error) {
+	st, err := openStore(o)
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	for _, name := range names {
+		key, _, err := findName(st, name)
+		if err != nil {
+			return removed, err
+		}
+		if err := st.RemoveName(key); err != nil {
+			return removed, err
+		}
+		removed = append(removed, name)
+	}
+	return removed, nil
+}
+
+// Login checks credentials with a registry and keeps them where docker does.
+func Login(ctx context.Context, o StoreOptions, host, user, password string) error {
+	return newClient(o).Login(ctx, host, user, password)
+}
+
+// Push sends an image of the store to the registry its name says, and returns the manifest's digest.
+func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) (string, error) {
+	st, err := openStore(o)
+	if err != nil {
+		return "", err
+	}
+	key, n, err := findName(st, name)
+	if err != nil {
+		return "", err
+	}
+	ref, _, _ := strings.Cut(key, " ")
+	img, cfg, err := readLocalImage(st, ref, n)
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", name, err)
+	}
+	client, layers := newClient(o), snapshot.New(st, snapshot.Options{})
+	var id progress.ID = 1
+	sink.Emit(progress.Started{ID: id, Name: "pushing " + familiar(ref), Time: time.Now()})
+	p := registry.PushImage{
+		ManifestRaw: img.ManifestRaw, MediaType: img.MediaType, Config: img.ConfigRaw,
+		Progress: func(d digest.Digest, n, total int64) {
+			sink.Emit(progress.Transfer{ID: id, Key: d.String(), Label: "pushing " + d.String(), Current: n, Total: total, Done: n == total, Time: time.Now()})
+		},
+	}
+	for i, l := range img.Manifest.Layers {
+		pl := registry.PushLayer{Desc: l}
+		if i < len(cfg.RootFS.DiffIDs) {
+			blobs, err := layers.Blobs(cfg.RootFS.DiffIDs[i])
+			if err != nil {
+				return "", err
+			}
+			for _, b := range blobs {
+				if b.Digest == l.Digest {
+					pl.MountFrom = append(pl.MountFrom, b.Repos...)
+				}
+			}
+		}
+		pl.Open = storedOrRemote(st, client, l, pl.MountFrom)
+		p.Layers = append(p.Layers, pl)
+	}
+	err = client.Push(ctx, ref, p)
+	done := progress.Done{ID: id, Time: time.Now()}
+	if err != nil {
+		done.Err = err.Error()
+	}
+	sink.Emit(done)
+	return img.Digest.String(), err
+}
+
+// storedOrRemote opens a blob from the store, else from where it came.
+func storedOrRemote(st *store.Store, c *registry.Client, d ocispec.Descriptor, repos []string) func(context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		if st.HasBlob(d.Digest, d.Size) || len(repos) == 0 {
+			return st.OpenBlob(d.Digest, d.Size)
+		}
+		return c.Blob(ctx, repos[0], d)
+	}
+}
+
+// VersionInfo is what `build version` prints.
+type VersionInfo struct {
+	Version, Commit, Go, Platform string
+}
+
+func (v VersionInfo) JSON() ([]byte, error) { return json.MarshalIndent(v, "", "  ") }

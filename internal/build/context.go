@@ -1,0 +1,138 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"build/internal/buildctx"
+	"build/internal/progress"
+	"build/internal/tree"
+	"build/parser"
+)
+
+// loadDockerfile finds and parses the Dockerfile and prepares the contexts. Directories are opened when a step asks.
+func (s *session) loadDockerfile(ctx context.Context) (*parser.File, error) {
+	s.contexts = &contexts{opened: map[string]*buildctx.Dir{}}
+	var df *buildctx.Dockerfile
+	err := s.task("[internal] load build definition from "+s.dockerfileName(), func(id progress.ID) error {
+		var err error
+		df, err = s.readDockerfile(ctx)
+		if err == nil {
+			s.emit(progress.Transfer{ID: id, Key: "dockerfile", Label: "transferring dockerfile", Current: int64(len(df.Data)), Total: int64(len(df.Data)), Done: true})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.dockerfile = df.Data
+	return parser.Parse(df.Name, df.Data, parser.Options{})
+}
+
+func (s *session) dockerfileName() string {
+	if s.opts.Dockerfile == "" || s.opts.Dockerfile == "-" {
+		return "Dockerfile"
+	}
+	return filepath.Base(s.opts.Dockerfile)
+}
+
+// readDockerfile reads the Dockerfile and says where the contexts are.
+func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, error) {
+	o := s.opts
+	if isURL(o.Context) {
+		return nil, &UsageError{Msg: fmt.Sprintf("the context %q is a URL: remote contexts are not supported yet", o.Context), Hint: "clone or download it and pass the directory"}
+	}
+	if o.Context == "-" {
+		return s.readStdin(ctx)
+	}
+	if fi, err := os.Stat(o.Context); err != nil {
+		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: path %q not found", o.Context), Hint: "the last argument is the directory whose files COPY can use; most often it is ."}
+	} else if !fi.IsDir() {
+		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: %q is not a directory", o.Context), Hint: "pass the directory, and the Dockerfile with -f"}
+	}
+	df, err := buildctx.FindDockerfile(o.Context, o.Dockerfile, o.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	s.contexts.open = func(name string) (*buildctx.Dir, error) {
+		if name == "" {
+			return buildctx.OpenDir(o.Context, s.dirOptions(o.Context, df.IgnoreFile))
+		}
+		dir := s.namedDir(name)
+		return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
+	}
+	return df, nil
+}
+
+func (s *session) dirOptions(dir, ignoreFile string) buildctx.DirOptions {
+	cache := buildctx.OpenStatCache(s.statCachePath(dir))
+	return buildctx.DirOptions{IgnoreFile: ignoreFile, StatCache: cache}
+}
+
+// namedDir is the directory of a named context.
+func (s *session) namedDir(name string) string {
+	for _, kv := range s.opts.NamedContexts {
+		if kv.Key == name {
+			return kv.Value
+		}
+	}
+	return name
+}
+
+// readStdin takes a Dockerfile or a tar from standard input.
+func (s *session) readStdin(ctx context.Context) (*buildctx.Dockerfile, error) {
+	if s.opts.Dockerfile == "-" {
+		return nil, &UsageError{Msg: "invalid argument: can't use stdin for both build context and dockerfile"}
+	}
+	tmp, release, err := s.store.TempDir()
+	if err != nil {
+		return nil, err
+	}
+	s.contexts.cleanup = append(s.contexts.cleanup, release)
+	in, err := buildctx.OpenStdin(ctx, s.opts.Stdin, tmp)
+	if err != nil {
+		return nil, err
+	}
+	if in.Dockerfile != nil { // no tar: the Dockerfile itself, and an empty context
+		s.contexts.open = func(string) (*buildctx.Dir, error) { return buildctx.OpenDir(tmp, buildctx.DirOptions{NoIgnore: true}) }
+		return &buildctx.Dockerfile{Name: "Dockerfile", Data: in.Dockerfile}, nil
+	}
+	s.contexts.open = func(name string) (*buildctx.Dir, error) {
+		if name != "" {
+			dir := s.namedDir(name)
+			return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
+		}
+		return buildctx.OpenDir(in.Dir, buildctx.DirOptions{NoIgnore: true})
+	}
+	return buildctx.FindDockerfileIn(in.Dir, s.opts.Dockerfile)
+}
+
+func isURL(s string) bool {
+	for _, p := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// emptySource is what a COPY of nothing but here-documents copies from.
+type emptySource struct{}
+
+func (emptySource) Lstat(string) (tree.Entry, bool, error) { return tree.Entry{}, false, nil }
+func (emptySource) ReadDir(string) ([]tree.Entry, error)   { return nil, nil }
+func (emptySource) Walk(string) iter.Seq2[tree.Entry, error] {
+	return func(func(tree.Entry, error) bool) {}
+}
+func (emptySource) Digest(context.Context, *tree.Entry) ([32]byte, error) {
+	return [32]byte{}, os.ErrNotExist
+}
+func (emptySource) Open(context.Context, *tree.Entry) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(nil)), os.ErrNotExist
+}

@@ -1,0 +1,154 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"build/dag"
+	"build/internal/buildctx"
+	"build/internal/registry"
+	"build/internal/userns"
+	"build/parser"
+	"build/snapshot"
+)
+
+// Exit codes of every command. They are part of the interface: scripts branch on them.
+const (
+	ExitOK          = 0
+	ExitInternal    = 1
+	ExitUsage       = 2 // Dockerfile or command line
+	ExitStep        = 3 // a RUN failed; its own code is in the message and the metadata file
+	ExitAuth        = 4
+	ExitNetwork     = 5
+	ExitEnvironment = 6
+)
+
+// UsageError is a mistake in what was asked for: flags, paths, names.
+type UsageError struct {
+	Msg, Hint string
+}
+
+func (e *UsageError) Error() string {
+	if e.Hint == "" {
+		return e.Msg
+	}
+	return e.Msg + "\n  " + e.Hint
+}
+
+// EnvironmentError is something the machine does not allow or does not have: no room, no namespaces, no permission.
+type EnvironmentError struct {
+	Err  error
+	Hint string
+}
+
+func (e *EnvironmentError) Error() string {
+	if e.Hint == "" {
+		return e.Err.Error()
+	}
+	return e.Err.Error() + "\n  " + e.Hint
+}
+func (e *EnvironmentError) Unwrap() error { return e.Err }
+
+// StepError is a command of the Dockerfile that ran and failed.
+type StepError struct {
+	Step   string // as displayed
+	Pos    parser.Range
+	Args   []string
+	Code   int
+	Signal string
+	OOM    bool
+	Tail   []string // last lines it printed
+	Log    string   // file with everything it printed
+	source []byte
+}
+
+func (e *StepError) Error() string {
+	cmd := strings.Join(e.Args, " ")
+	switch {
+	case e.OOM:
+		return fmt.Sprintf("process %q was killed: out of memory", cmd)
+	case e.Signal != "":
+		return fmt.Sprintf("process %q did not complete successfully: killed by %s", cmd, e.Signal)
+	}
+	return fmt.Sprintf("process %q did not complete successfully: exit code: %d", cmd, e.Code)
+}
+
+// SourceError is a failure that belongs to an instruction of the Dockerfile.
+type SourceError struct {
+	Pos    parser.Range
+	Err    error
+	source []byte
+}
+
+func (e *SourceError) Error() string { return e.Err.Error() }
+func (e *SourceError) Unwrap() error { return e.Err }
+
+// located gives an error the position of the step it happened in, unless it has one.
+func (s *session) located(step *dag.Step, err error) error {
+	var src *SourceError
+	var stepErr *StepError
+	var perr *parser.Error
+	if err == nil || errors.As(err, &src) || errors.As(err, &stepErr) || errors.As(err, &perr) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &SourceError{Pos: step.Pos, Err: err, source: s.dockerfile}
+}
+
+// SignalError is the cause of a context that a signal ended.
+type SignalError struct{ Signal syscall.Signal }
+
+func (e *SignalError) Error() string { return e.Signal.String() }
+
+// ExitCode maps an error to the documented exit code. It is the only place that does.
+func ExitCode(err error) int {
+	var (
+		sig   *SignalError
+		step  *StepError
+		perr  *parser.Error
+		perrs parser.Errors
+		usage *UsageError
+		env   *EnvironmentError
+		uns   *userns.Error
+		reg   *registry.Error
+		nf    *snapshot.NotFoundError
+		chg   *snapshot.ChangedError
+		bchg  *buildctx.ChangedError
+		src   *SourceError
+		path  *fs.PathError
+		cp    *snapshot.CopyError
+	)
+	switch {
+	case err == nil:
+		return ExitOK
+	case errors.As(err, &sig):
+		return 128 + int(sig.Signal)
+	case errors.As(err, &step):
+		return ExitStep
+	case errors.As(err, &uns), errors.As(err, &env), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
+		return ExitEnvironment
+	case errors.As(err, &reg):
+		return registryExit(reg)
+	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &chg), errors.As(err, &bchg):
+		return ExitUsage
+	case errors.As(err, &path):
+		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction
+			return ExitUsage
+		}
+		return ExitEnvironment
+	}
+	return ExitInternal
+}
+
+func registryExit(err *registry.Error) int {
+	switch err.Class {
+	case registry.Auth:
+		return ExitAuth
+	case registry.Unsupported:
+		return ExitUsage
+	}
+	return ExitNetwork
+}

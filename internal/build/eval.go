@@ -1,0 +1,340 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"build/cache"
+	"build/dag"
+	"build/internal/progress"
+)
+
+// outcome is what a step stands for once it has been evaluated: a chain of layers, bottom first.
+type outcome struct {
+	chain []digest.Digest
+	times []time.Time // when each layer was made; zero for the layers of a base image
+	base  int         // how many of the first layers come from an image: they are known by diffID, the others by content
+	hit   bool        // nothing had to be done for it
+	ran   bool        // a command or a copy was carried out by this process
+}
+
+// evaluator turns steps into layers on demand: it starts at the wanted step, and what a record answers is never looked
+// at further up. A step is evaluated at most once in a build, whoever asks first.
+type evaluator struct {
+	*session
+	graph *dag.Graph
+
+	mu    sync.Mutex
+	evals map[dag.ID]*future[*outcome]
+	keys  map[dag.ID]*future[*stepKey]
+	sels  map[dag.ID]*future[*selection]
+
+	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
+	bg    *errgroup.Group // that work
+	bgCtx context.Context
+}
+
+// future is a value that several goroutines may need and one computes.
+type future[T any] struct {
+	done chan struct{}
+	val  T
+	err  error
+}
+
+// once returns the future of id in m, computing it in a goroutine of its own when nobody has asked before.
+func once[T any](mu *sync.Mutex, m map[dag.ID]*future[T], id dag.ID, compute func() (T, error)) *future[T] {
+	mu.Lock()
+	defer mu.Unlock()
+	f, ok := m[id]
+	if !ok {
+		f = &future[T]{done: make(chan struct{})}
+		m[id] = f
+		go func() {
+			defer close(f.done)
+			f.val, f.err = compute()
+		}()
+	}
+	return f
+}
+
+func (f *future[T]) wait(ctx context.Context) (T, error) {
+	select {
+	case <-f.done:
+		return f.val, f.err
+	case <-ctx.Done():
+		var zero T
+		return zero, context.Cause(ctx)
+	}
+}
+
+func newEvaluator(ctx context.Context, s *session, g *dag.Graph) *evaluator {
+	bg, bgCtx := errgroup.WithContext(ctx)
+	bg.SetLimit(s.jobs)
+	e := &evaluator{
+		session: s, graph: g,
+		evals: map[dag.ID]*future[*outcome]{},
+		keys:  map[dag.ID]*future[*stepKey]{},
+		sels:  map[dag.ID]*future[*selection]{},
+		final: map[dag.ID]bool{},
+		bg:    bg, bgCtx: bgCtx,
+	}
+	for id := g.Target; id >= 0; {
+		e.final[id] = true
+		in := g.Steps[id].Inputs
+		if len(in) == 0 {
+			break
+		}
+		id = in[0]
+	}
+	return e
+}
+
+// eval evaluates one step.
+func (e *evaluator) eval(ctx context.Context, id dag.ID) (*outcome, error) {
+	return once(&e.mu, e.evals, id, func() (*outcome, error) {
+		o, err := e.evalStep(ctx, id)
+		if err != nil {
+			e.fail(err) // the first failure ends the others
+			return nil, err
+		}
+		return o, nil
+	}).wait(ctx)
+}
+
+func (e *evaluator) evalStep(ctx context.Context, id dag.ID) (*outcome, error) {
+	step := &e.graph.Steps[id]
+	switch op := step.Op.(type) {
+	case dag.Scratch:
+		return &outcome{hit: true}, nil
+	case dag.Image:
+		return &outcome{chain: op.DiffIDs, times: make([]time.Time, len(op.DiffIDs)), base: len(op.DiffIDs), hit: true}, nil
+	case dag.Context:
+		return nil, fmt.Errorf("internal error: context %q evaluated as a chain of layers", op.Name)
+	}
+
+	def, err := e.definition(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if o := e.lookup(step, def.key); o != nil {
+		e.cachedAbove(id)
+		return o, nil
+	}
+	in, err := e.evalInputs(ctx, step)
+	if err != nil {
+		return nil, err
+	}
+	content, err := e.contentKey(ctx, step, def, in)
+	if err != nil {
+		return nil, err
+	}
+	return e.make(ctx, step, def, content, in)
+}
+
+// make looks the step up by content and carries it out when no record answers, one process at a time.
+func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *stepKey, in []*outcome) (*outcome, error) {
+	vertex := e.vertex(step)
+	unlock, err := e.lockStep(ctx, step, content.key, vertex)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if o := e.lookup(step, content.key); o != nil {
+		e.publishAlias(def, content)
+		e.emitCached(step)
+		return o, nil
+	}
+	e.explainMiss(step, def)
+
+	began := time.Now()
+	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
+	made, err := e.perform(ctx, step, in)
+	if err != nil {
+		err = e.located(step, err)
+		e.emit(progress.Done{ID: vertex, Err: err.Error(), Time: time.Now()})
+		return nil, err
+	}
+	o, err := e.publish(step, def, content, in, made, began)
+	if err != nil {
+		return nil, err
+	}
+	e.emit(progress.Done{ID: vertex, Time: time.Now()})
+	return o, nil
+}
+
+// perform does the work of a step that no record answers and returns the layer it made.
+func (e *evaluator) perform(ctx context.Context, step *dag.Step, in []*outcome) (digest.Digest, error) {
+	switch op := step.Op.(type) {
+	case dag.Run:
+		return e.run(ctx, step, op, in)
+	case dag.Copy:
+		return e.copy(ctx, step, op, in)
+	case dag.Mkdir:
+		return e.mkdir(ctx, op, in)
+	}
+	return "", fmt.Errorf("internal error: no work known for %T", step.Op)
+}
+
+// evalInputs evaluates what a step stands on and reads from, in parallel. Contexts are not chains and stay nil.
+func (e *evaluator) evalInputs(ctx context.Context, step *dag.Step) ([]*outcome, error) {
+	out := make([]*outcome, len(step.Inputs))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, id := range step.Inputs {
+		if _, ok := e.graph.Steps[id].Op.(dag.Context); ok {
+			continue
+		}
+		g.Go(func() error {
+			o, err := e.eval(gctx, id)
+			out[i] = o
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// lookup asks the cache, and believes it only when every layer of the record can still be had in some form.
+func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
+	rec, err := e.cache.Get(k)
+	if err != nil {
+		return nil
+	}
+	if step.NoCache && rec.Created.Before(e.began) {
+		return nil
+	}
+	for _, d := range rec.Layers {
+		if !e.obtainable(d) {
+			return nil
+		}
+	}
+	for _, d := range rec.Layers {
+		if err := e.lease.Add("layer", d.String()); err != nil {
+			return nil
+		}
+	}
+	return &outcome{chain: rec.Layers, times: rec.Times, base: rec.Base, hit: true}
+}
+
+// publish writes the record of a step that was just carried out, under its content key and then its definition key.
+func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome, made digest.Digest, began time.Time) (*outcome, error) {
+	o := &outcome{ran: true}
+	if len(in) > 0 && in[0] != nil {
+		o.chain, o.times, o.base = slices.Clone(in[0].chain), slices.Clone(in[0].times), in[0].base
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	o.chain, o.times = append(o.chain, made), append(o.times, now)
+	rec := &cache.Record{
+		Layers: o.chain, Times: o.times, Base: o.base, Own: 1,
+		Created: time.Now(), Took: time.Since(began), Step: step.Name, Text: content.text,
+	}
+	if err := e.cache.Put(content.key, rec); err != nil {
+		return nil, fmt.Errorf("record %s: %w", step.Name, err)
+	}
+	rec.Text = def.text
+	if err := e.cache.Put(def.key, rec); err != nil {
+		return nil, fmt.Errorf("record %s: %w", step.Name, err)
+	}
+	e.cache.Remember(identity(step), def.key)
+	e.compressLater(step, made)
+	e.count(step, false)
+	return o, nil
+}
+
+// publishAlias lets the definition key answer next time what the content key answered now. Failing to is no error: the
+// content key still answers.
+func (e *evaluator) publishAlias(def, content *stepKey) {
+	if rec, err := e.cache.Get(content.key); err == nil {
+		rec.Text = def.text
+		_ = e.cache.Put(def.key, rec)
+	}
+}
+
+// compressLater makes the form of a layer that an export will want, beside the steps that follow.
+func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
+	if !e.final[step.ID] || !e.wantBlobs {
+		return
+	}
+	e.bg.Go(func() error {
+		_, err := e.layers.Compressed(e.bgCtx, d, e.compression, e.epoch)
+		if err != nil {
+			err = fmt.Errorf("compress layer %s: %w", d, err)
+			e.fail(err)
+		}
+		return err
+	})
+}
+
+// lockStep takes the lock that makes equal steps of several builds run once. Steps of --no-cache builds take it too, so
+// that equal steps within one such build run once; their records are told apart by time.
+func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, id progress.ID) (func(), error) {
+	unlock, err := e.store.Lock(ctx, "step-"+k.String(), func(holder string) {
+		e.emit(progress.Waiting{ID: id, Holder: holder, Time: time.Now()})
+	})
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
+		}
+		return nil, fmt.Errorf("lock %s: %w", step.Name, err)
+	}
+	return unlock, nil
+}
+
+// cachedAbove shows a hit and everything it made unnecessary as cached.
+func (e *evaluator) cachedAbove(id dag.ID) {
+	step := &e.graph.Steps[id]
+	for _, in := range step.Inputs {
+		e.cachedAbove(in)
+	}
+	e.emitCached(step)
+}
+
+func (e *evaluator) emitCached(step *dag.Step) {
+	if !isWork(step) {
+		return
+	}
+	e.mu.Lock()
+	seen := e.shown[step.ID]
+	e.shown[step.ID] = true
+	e.mu.Unlock()
+	if seen {
+		return
+	}
+	id := e.vertex(step)
+	now := time.Now()
+	e.emit(progress.Started{ID: id, Name: step.Name, Time: now})
+	e.emit(progress.Cached{ID: id, Time: now})
+	e.count(step, true)
+}
+
+// isWork reports whether a step makes a layer, and so is one that runs or is cached.
+func isWork(step *dag.Step) bool {
+	switch step.Op.(type) {
+	case dag.Run, dag.Copy, dag.Mkdir:
+		return true
+	}
+	return false
+}
+
+// explainMiss says, where the cache knows, what changed since something like this step last ran.
+func (e *evaluator) explainMiss(step *dag.Step, def *stepKey) {
+	e.mu.Lock()
+	e.shown[step.ID] = true
+	e.mu.Unlock()
+	old, err := e.cache.Nearest(identity(step))
+	if err != nil || old == nil || step.NoCache {
+		return
+	}
+	_ = def
+}
+
+// errCanceled is the cause when a build ends without one of its own.
+var errCanceled = errors.New("canceled")

@@ -1,0 +1,388 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/dag"
+	"build/exporter"
+	"build/internal/progress"
+	"build/internal/registry"
+	"build/internal/store"
+	"build/internal/tree"
+	"build/snapshot"
+)
+
+// defaultView is what the local store and every output without attributes of its own gets.
+func (s *session) defaultView() view {
+	return view{compression: snapshot.Compression{Kind: snapshot.Gzip}, epoch: s.opts.Epoch}
+}
+
+// viewOf reads the attributes of one output.
+func (s *session) viewOf(o *Output) view {
+	v := s.defaultView()
+	switch o.Compression {
+	case "zstd":
+		v.compression.Kind = snapshot.Zstd
+	case "uncompressed":
+		v.compression.Kind = snapshot.None
+	}
+	if o.CompressionLevel != nil {
+		v.compression.Level = *o.CompressionLevel
+	}
+	v.force = o.ForceCompression
+	v.docker = !o.OCIMediaTypes
+	if o.Epoch != nil {
+		v.epoch = o.Epoch
+	}
+	if len(o.Annotations) > 0 {
+		v.annotations = map[string]string{}
+		for _, kv := range o.Annotations {
+			v.annotations[kv.Key] = kv.Value
+		}
+	}
+	return v
+}
+
+// planOutputs decides whether layers are worth compressing beside the build, and how.
+func (s *session) planOutputs() {
+	v := s.defaultView()
+	s.wantBlobs = len(s.opts.Outputs) == 0
+	for i := range s.opts.Outputs {
+		if o := &s.opts.Outputs[i]; isImageOutput(o.Type) {
+			if !s.wantBlobs {
+				v = s.viewOf(o)
+			}
+			s.wantBlobs = true
+		}
+	}
+	s.compression, s.epoch = v.compression, v.epoch
+}
+
+func isImageOutput(t OutputType) bool {
+	switch t {
+	case OutputLocal, OutputTar, OutputNone:
+		return false
+	}
+	return true
+}
+
+// export hands the result to every output, the local store last but for its name, which comes when all else is done.
+func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Result, error) {
+	res := &Result{}
+	var img *exporter.Image
+	for i := range s.opts.Outputs {
+		o := &s.opts.Outputs[i]
+		if err := s.checkDest(o); err != nil {
+			return nil, err
+		}
+	}
+	if s.wantBlobs {
+		err := s.task("exporting to image", func(id progress.ID) error {
+			var err error
+			if img, err = s.image(ctx, g, out, s.firstView()); err != nil {
+				return err
+			}
+			return s.storeImage(ctx, id, img, res)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for i := range s.opts.Outputs {
+		if err := s.exportTo(ctx, g, out, &s.opts.Outputs[i], res); err != nil {
+			return nil, err
+		}
+	}
+	if s.opts.Push {
+		if err := s.pushAll(ctx, img, s.opts.Tags); err != nil {
+			return nil, err
+		}
+	}
+	return res, s.writeFiles(res)
+}
+
+// firstView is the view whose digest is the build's: that of the first output that is an image.
+func (s *session) firstView() view {
+	for i := range s.opts.Outputs {
+		if isImageOutput(s.opts.Outputs[i].Type) {
+			return s.viewOf(&s.opts.Outputs[i])
+		}
+	}
+	return s.defaultView()
+}
+
+// storeImage puts the image into the local store. The names come last, when everything they reach is complete.
+func (s *session) storeImage(ctx context.Context, id progress.ID, img *exporter.Image, res *Result) error {
+	for _, b := range [][]byte{img.Config, img.Manifest} {
+		if err := putBlob(s.store, b); err != nil {
+			return err
+		}
+	}
+	desc := ocispec.Descriptor{MediaType: img.MediaType, Digest: digest.FromBytes(img.Manifest), Size: int64(len(img.Manifest))}
+	res.Descriptor, res.Digest = desc, desc.Digest.String()
+	res.ConfigDigest = digest.FromBytes(img.Config).String()
+	res.Names = s.opts.Tags
+	s.emit(progress.Message{ID: id, Text: "writing image " + res.Digest})
+	if len(s.opts.Tags) == 0 {
+		return nil
+	}
+	complete := !s.onlyPushed()
+	if complete {
+		for _, l := range img.Layers {
+			if s.store.HasBlob(l.Digest, l.Size) {
+				continue
+			}
+			if err := s.fetches.blob(ctx, l.DiffID, l.Descriptor); err != nil {
+				return err
+			}
+		}
+	}
+	return s.name(id, desc, complete, img.Platform)
+}
+
+// onlyPushed reports whether the result only goes to a registry, so that blobs of the base need never come here.
+func (s *session) onlyPushed() bool {
+	if len(s.opts.Outputs) == 0 {
+		return s.opts.Push
+	}
+	for _, o := range s.opts.Outputs {
+		if o.Type != OutputRegistry && !(o.Type == OutputImage && o.Push) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, p ocispec.Platform) error {
+	if err := s.store.Sync(); err != nil {
+		return err
+	}
+	for _, tag := range s.opts.Tags {
+		key := nameKey(tag, p)
+		old, ok, err := s.store.Name(key)
+		if err != nil {
+			return err
+		}
+		if !ok || old.Descriptor.Digest != desc.Digest || old.Complete != complete || old.Origin != store.Built {
+			err := s.store.SetName(key, store.Name{
+				Descriptor: desc, Origin: store.Built, Time: time.Now(), Complete: complete, Platform: platformString(p),
+			})
+			if err != nil {
+				return fmt.Errorf("name %s: %w", familiar(tag), err)
+			}
+		}
+		s.emit(progress.Message{ID: id, Text: "naming to " + tag})
+	}
+	return nil
+}
+
+func (s *session) exportTo(ctx context.Context, g *dag.Graph, out *outcome, o *Output, res *Result) error {
+	switch o.Type {
+	case OutputNone:
+		return nil
+	case OutputImage:
+		if !o.Push {
+			return nil
+		}
+		fallthrough
+	case OutputRegistry:
+		img, err := s.image(ctx, g, out, s.viewOf(o))
+		if err != nil {
+			return err
+		}
+		return s.pushAll(ctx, img, append(append([]string{}, s.opts.Tags...), o.Names...))
+	case OutputLocal, OutputTar:
+		return s.task("exporting to client "+describe(o.Type), func(progress.ID) error { return s.exportRootfs(ctx, out, o, res) })
+	}
+	return s.task("exporting to "+string(o.Type)+" image format", func(progress.ID) error {
+		img, err := s.image(ctx, g, out, s.viewOf(o))
+		if err != nil {
+			return err
+		}
+		for _, n := range o.Names {
+			ref, err := normalizeName(n)
+			if err != nil {
+				return err
+			}
+			img.Names = append(img.Names, ref)
+		}
+		return s.exportArchive(ctx, img, o, res)
+	})
+}
+
+func describe(t OutputType) string {
+	if t == OutputLocal {
+		return "directory"
+	}
+	return "tarball"
+}
+
+func (s *session) exportArchive(ctx context.Context, img *exporter.Image, o *Output, res *Result) error {
+	if o.Type == OutputOCI && !o.Tar {
+		res.Written = append(res.Written, o.Dest)
+		return exporter.OCIDir(ctx, o.Dest, []exporter.Image{*img})
+	}
+	return s.writeTo(o, res, func(w io.Writer) error {
+		if o.Type == OutputDocker {
+			return exporter.DockerTar(ctx, w, []exporter.Image{*img})
+		}
+		return exporter.OCITar(ctx, w, []exporter.Image{*img})
+	})
+}
+
+// exportRootfs writes the tree of the result itself.
+func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res *Result) error {
+	if err := s.fetches.each(ctx, out.chain, s.fetches.layer); err != nil {
+		return err
+	}
+	chain, err := s.chain(ctx, out.chain)
+	if err != nil {
+		return err
+	}
+	src := s.layers.Source(chain, out.chain)
+	open := func(l tree.Located) (io.ReadCloser, error) { return src.Open(ctx, &l.Entry) }
+	if o.Type == OutputLocal {
+		res.Written = append(res.Written, o.Dest)
+		return exporter.Local(ctx, o.Dest, chain, open, func(msg string) { s.warn("%s", msg) })
+	}
+	return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, chain, open, s.viewOf(o).epoch) })
+}
+
+// checkDest finds out before anything is exported whether an output's destination can be written.
+func (s *session) checkDest(o *Output) error {
+	if o.Dest == "" || o.Dest == "-" || o.Type == OutputLocal || (o.Type == OutputOCI && !o.Tar) {
+		return nil
+	}
+	dir := filepath.Dir(o.Dest)
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %v", o.Dest, err), Hint: "the directory of dest= must exist"}
+	}
+	if !fi.IsDir() {
+		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %s is not a directory", o.Dest, dir)}
+	}
+	return nil
+}
+
+// writeTo writes a file beside its final place and renames it there, so that a failed export leaves what was there before.
+func (s *session) writeTo(o *Output, res *Result, write func(io.Writer) error) error {
+	if o.Dest == "-" {
+		return write(o.Stdout)
+	}
+	if fi, err := os.Stat(o.Dest); err == nil && !fi.Mode().IsRegular() { // a pipe or a device: nothing to replace
+		f, err := os.OpenFile(o.Dest, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return write(f)
+	}
+	f, err := os.CreateTemp(filepath.Dir(o.Dest), "."+filepath.Base(o.Dest)+".*")
+	if err != nil {
+		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %v", o.Dest, err)}
+	}
+	defer os.Remove(f.Name())
+	if err := write(f); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	res.Written = append(res.Written, o.Dest)
+	return os.Rename(f.Name(), o.Dest)
+}
+
+// pushAll sends the image to every name, one after the other: the second finds the blobs there.
+func (s *session) pushAll(ctx context.Context, img *exporter.Image, names []string) error {
+	if len(names) == 0 {
+		return &UsageError{Msg: "nothing to push to: the image has no name", Hint: "add -t REGISTRY/NAME:TAG or name= to the output"}
+	}
+	for _, n := range names {
+		ref, err := normalizeName(n)
+		if err != nil {
+			return err
+		}
+		err = s.task("pushing "+familiar(ref), func(id progress.ID) error { return s.push(ctx, id, ref, img) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) push(ctx context.Context, id progress.ID, ref string, img *exporter.Image) error {
+	p := registry.PushImage{
+		ManifestRaw: img.Manifest, MediaType: img.MediaType, Config: img.Config,
+		Progress: func(d digest.Digest, n, total int64) {
+			s.emit(progress.Transfer{ID: id, Key: d.String(), Label: "pushing " + d.String(), Current: n, Total: total, Done: n == total, Time: time.Now()})
+		},
+	}
+	for _, l := range img.Layers {
+		pl := registry.PushLayer{Desc: l.Descriptor, Open: l.Open}
+		blobs, err := s.layers.Blobs(l.DiffID)
+		if err != nil {
+			return err
+		}
+		for _, b := range blobs {
+			if b.Digest == l.Digest {
+				pl.MountFrom = append(pl.MountFrom, b.Repos...)
+			}
+		}
+		p.Layers = append(p.Layers, pl)
+	}
+	return s.client.Push(ctx, ref, p)
+}
+
+// writeFiles writes what scripts read: the id and the metadata.
+func (s *session) writeFiles(res *Result) error {
+	if f := s.opts.IIDFile; f != "" {
+		if err := os.WriteFile(f, []byte(res.Digest), 0o644); err != nil {
+			return &UsageError{Msg: fmt.Sprintf("--iidfile: %v", err)}
+		}
+	}
+	if s.opts.MetadataFile == "" {
+		return nil
+	}
+	return WriteMetadata(s.opts.MetadataFile, res, nil)
+}
+
+// WriteMetadata writes the file of --metadata-file: the keys of docker buildx and, for a step that failed, its exit code.
+func WriteMetadata(file string, res *Result, failed *StepError) error {
+	m := map[string]any{}
+	if res != nil && res.Digest != "" {
+		m["containerimage.digest"] = res.Digest
+		m["containerimage.config.digest"] = res.ConfigDigest
+		m["containerimage.descriptor"] = res.Descriptor
+		if len(res.Names) > 0 {
+			m["image.name"] = strings.Join(res.Names, ",")
+		}
+	}
+	if failed != nil {
+		m["build.step.exitcode"] = failed.Code
+		m["build.step.name"] = failed.Step
+		m["build.step.position"] = failed.Pos.String()
+	}
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
+		return &UsageError{Msg: fmt.Sprintf("--metadata-file: %v", err)}
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"build/internal/progress"
+	"build/snapshot"
+)
+
+// parallelFetches is how many blobs are on their way at the same time; BuildKit's limit per registry is the same.
+const parallelFetches = 4
+
+// blobSource opens one blob somewhere outside the store: in a registry, an OCI layout or an archive.
+type blobSource func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
+
+// fetches brings layers into the store, each once, whoever needs it first.
+type fetches struct {
+	s    *session
+	slot *semaphore.Weighted
+
+	mu      sync.Mutex
+	flying  map[digest.Digest]*future[struct{}]
+	offered map[digest.Digest]offer // by diffID: what FROM images of this build say about where a layer can be had
+}
+
+type offer struct {
+	desc ocispec.Descriptor
+	from blobSource
+}
+
+func newFetches(s *session) *fetches {
+	return &fetches{
+		s: s, slot: semaphore.NewWeighted(parallelFetches),
+		flying: map[digest.Digest]*future[struct{}]{}, offered: map[digest.Digest]offer{},
+	}
+}
+
+// offer notes where the layer diffID can be had, for this build.
+func (f *fetches) offer(diffID digest.Digest, desc ocispec.Descriptor, from blobSource) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.offered[diffID]; !ok {
+		f.offered[diffID] = offer{desc, from}
+	}
+}
+
+// each calls do for every layer, in parallel.
+func (f *fetches) each(ctx context.Context, layers []digest.Digest, do func(context.Context, digest.Digest) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, d := range layers {
+		g.Go(func() error { return do(gctx, d) })
+	}
+	return g.Wait()
+}
+
+// layer makes sure that a blob of the layer is in the store.
+func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
+	if f.s.layers.Here(diffID) {
+		return nil
+	}
+	f.mu.Lock()
+	fl, ok := f.flying[diffID]
+	if !ok {
+		fl = &future[struct{}]{done: make(chan struct{})}
+		f.flying[diffID] = fl
+		go func() {
+			defer close(fl.done)
+			fl.err = f.fetch(ctx, diffID)
+		}()
+	}
+	f.mu.Unlock()
+	_, err := fl.wait(ctx)
+	return err
+}
+
+func (f *fetches) fetch(ctx context.Context, diffID digest.Digest) error {
+	unlock, err := f.s.store.Lock(ctx, "fetch-"+diffID.Encoded(), nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if f.s.layers.Here(diffID) { // another build was faster
+		return nil
+	}
+	if err := f.slot.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer f.slot.Release(1)
+
+	sources, err := f.sources(diffID)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, o := range sources {
+		if err := f.fetchFrom(ctx, diffID, o); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			errs = append(errs, err)
+			continue
+		}
+		return nil
+	}
+	if len(errs) == 0 {
+		return fmt.Errorf("layer %s is not in the store and nothing says where to get it: build again with --pull", diffID)
+	}
+	return errors.Join(errs...)
+}
+
+// sources lists where a layer can be had, what this build was told first.
+func (f *fetches) sources(diffID digest.Digest) ([]offer, error) {
+	var out []offer
+	f.mu.Lock()
+	if o, ok := f.offered[diffID]; ok {
+		out = append(out, o)
+	}
+	f.mu.Unlock()
+	blobs, err := f.s.layers.Blobs(diffID)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blobs {
+		for _, repo := range b.Repos {
+			out = append(out, offer{b.Descriptor, f.s.registrySource(repo)})
+		}
+	}
+	return out, nil
+}
+
+func (s *session) registrySource(repo string) blobSource {
+	return func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		return s.client.Blob(ctx, repo, d)
+	}
+}
+
+func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer) error {
+	r, err := o.from(ctx, o.desc)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	t := &transferReader{
+		r: r, s: f.s, key: o.desc.Digest.String(), total: o.desc.Size,
+		id: f.s.vertexNamed("fetching layers"),
+	}
+	t.start()
+	err = f.s.layers.Import(ctx, diffID, o.desc, t)
+	t.end(err)
+	return err
+}
+
+// transferReader reports what passes through it.
+type transferReader struct {
+	r     io.Reader
+	s     *session
+	id    progress.ID
+	key   string
+	n     int64
+	total int64
+	last  time.Time
+}
+
+func (t *transferReader) start() {
+	t.s.emit(progress.Started{ID: t.id, Name: "fetching layers", Time: time.Now()})
+	t.report(false)
+}
+
+func (t *transferReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	t.n += int64(n)
+	if time.Since(t.last) > 100*time.Millisecond {
+		t.report(false)
+	}
+	return n, err
+}
+
+func (t *transferReader) end(err error) {
+	t.report(err == nil)
+}
+
+func (t *transferReader) report(done bool) {
+	t.last = time.Now()
+	t.s.emit(progress.Transfer{ID: t.id, Key: t.key, Label: t.key, Current: t.n, Total: t.total, Done: done, Time: t.last})
+}
+
+// obtainable reports whether a layer can be had without running anything.
+func (s *session) obtainable(d digest.Digest) bool {
+	if s.layers.Here(d) {
+		return true
+	}
+	s.fetches.mu.Lock()
+	_, offered := s.fetches.offered[d]
+	s.fetches.mu.Unlock()
+	if offered {
+		return true
+	}
+	if s.opts.Store.Offline {
+		return false
+	}
+	blobs, err := s.layers.Blobs(d)
+	if err != nil {
+		return false
+	}
+	for _, b := range blobs {
+		if len(b.Repos) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func isNotHere(err error) bool { return errors.Is(err, snapshot.ErrNotHere) }

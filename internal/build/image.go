@@ -1,0 +1,148 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/dag"
+	"build/exporter"
+	"build/snapshot"
+)
+
+// view is how one output wants the same layers: compressed how, with times clamped to what.
+type view struct {
+	compression snapshot.Compression
+	force       bool // recompress the layers of the base too
+	epoch       *time.Time
+	docker      bool // Docker's media types instead of OCI's
+	annotations map[string]string
+}
+
+// image puts a result together: the layers in the form the view wants, the configuration and the manifest.
+func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view) (*exporter.Image, error) {
+	layers := make([]exporter.Layer, len(out.chain))
+	err := s.fetches.each(ctx, indices(len(out.chain)), func(ctx context.Context, i int) error {
+		l, err := s.imageLayer(ctx, out, i, v)
+		layers[i] = l
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := s.imageConfig(g, out, layers, v)
+	if err != nil {
+		return nil, err
+	}
+	img, err := exporter.Assemble(cfg, layers, exporter.Options{Docker: v.docker, Annotations: v.annotations})
+	if err != nil {
+		return nil, err
+	}
+	img.Names = slices.Clone(s.opts.Tags)
+	return img, nil
+}
+
+// imageLayer finds or makes the blob of one layer. Layers of a base keep the blob they came with.
+func (s *session) imageLayer(ctx context.Context, out *outcome, i int, v view) (exporter.Layer, error) {
+	d := out.chain[i]
+	if i < out.base && !v.force {
+		desc, err := s.originalBlob(d)
+		if err != nil {
+			return exporter.Layer{}, err
+		}
+		if desc != nil {
+			return exporter.Layer{Descriptor: *desc, DiffID: d, Open: s.openLayer(d, *desc)}, nil
+		}
+	}
+	epoch := v.epoch
+	if i < out.base {
+		epoch = nil
+		if err := s.fetches.layer(ctx, d); err != nil {
+			return exporter.Layer{}, err
+		}
+	}
+	r, err := s.layers.Compressed(ctx, d, v.compression, epoch)
+	if err != nil {
+		return exporter.Layer{}, fmt.Errorf("compress layer %s: %w", d, err)
+	}
+	return exporter.Layer{Descriptor: r.Descriptor, DiffID: r.DiffID, Open: openStored(s.store, r.Descriptor)}, nil
+}
+
+// originalBlob is the blob a base's layer is known by, here or elsewhere; nil when it was built here and has none yet.
+func (s *session) originalBlob(d digest.Digest) (*ocispec.Descriptor, error) {
+	s.fetches.mu.Lock()
+	o, ok := s.fetches.offered[d]
+	s.fetches.mu.Unlock()
+	if ok {
+		return &o.desc, nil
+	}
+	blobs, err := s.layers.Blobs(d)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blobs {
+		if b.Digest != d { // a compressed form; the plain tar is named by the diffID
+			return &b.Descriptor, nil
+		}
+	}
+	return nil, nil
+}
+
+// openLayer opens a base's blob, fetching it first when it has never been needed.
+func (s *session) openLayer(diffID digest.Digest, desc ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		if !s.store.HasBlob(desc.Digest, desc.Size) {
+			if err := s.fetches.blob(ctx, diffID, desc); err != nil {
+				return nil, err
+			}
+		}
+		return s.store.OpenBlob(desc.Digest, desc.Size)
+	}
+}
+
+// imageConfig completes the configuration: the layers by diffID, and the history with its times.
+func (s *session) imageConfig(g *dag.Graph, out *outcome, layers []exporter.Layer, v view) (dockerspec.DockerOCIImage, error) {
+	cfg := g.Config
+	cfg.RootFS = ocispec.RootFS{Type: "layers"}
+	for _, l := range layers {
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.DiffID)
+	}
+	own, madeHere := 0, func(h dag.History) bool { return h.Step >= 0 && isWork(&g.Steps[h.Step]) }
+	for _, h := range g.History {
+		if madeHere(h) {
+			own++
+		}
+	}
+	next := len(out.chain) - own
+	if next < 0 {
+		return cfg, fmt.Errorf("internal error: %d steps of the history made layers, and the image has %d", own, len(out.chain))
+	}
+	cfg.History = nil
+	fresh := make([]bool, 0, len(g.History))
+	for _, h := range g.History {
+		entry := h.History
+		if madeHere(h) {
+			t := out.times[next]
+			entry.Created = &t
+			next++
+		}
+		fresh = append(fresh, h.Step < 0 || madeHere(h))
+		cfg.History = append(cfg.History, entry)
+	}
+	exporter.FinishHistory(&cfg, fresh, v.epoch)
+	return cfg, nil
+}
+
+func indices(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}

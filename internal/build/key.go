@@ -1,0 +1,196 @@
+package build
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"build/cache"
+	"build/dag"
+	"build/snapshot"
+)
+
+// This file is the list of what enters a key. A step has two: by definition (the keys of its inputs), which can be
+// computed without evaluating anything above it, and by content (what its inputs turned out to be, without file times),
+// which lets a step whose inputs were made again to the same content stay cached.
+//
+// Not in any key, as in BuildKit (S92, S95): proxy variables, the addresses of --add-host (the names are), cache mount
+// ids and sharing, secrets and ssh, resource limits, and everything that only ends up in the image's configuration.
+
+type stepKey struct {
+	key  cache.Key
+	text []byte
+}
+
+func sealKey(h *cache.Hash) *stepKey { return &stepKey{key: h.Sum(), text: h.Text()} }
+
+// definition returns the definition key of a step, computing those of its inputs as needed.
+func (e *evaluator) definition(ctx context.Context, id dag.ID) (*stepKey, error) {
+	return once(&e.mu, e.keys, id, func() (*stepKey, error) {
+		step := &e.graph.Steps[id]
+		for _, in := range step.Inputs { // start all, then wait in order
+			e.startDefinition(ctx, in)
+		}
+		h := cache.NewHash("definition")
+		if err := e.opFields(ctx, h, step); err != nil {
+			return nil, e.located(step, err)
+		}
+		for i, in := range step.Inputs {
+			if _, ok := e.graph.Steps[in].Op.(dag.Context); ok {
+				continue // its selected content is among the fields
+			}
+			k, err := e.definition(ctx, in)
+			if err != nil {
+				return nil, err
+			}
+			h.Key("input"+strconv.Itoa(i), k.key)
+		}
+		return sealKey(h), nil
+	}).wait(ctx)
+}
+
+func (e *evaluator) startDefinition(ctx context.Context, id dag.ID) {
+	if _, ok := e.graph.Steps[id].Op.(dag.Context); !ok {
+		go e.definition(ctx, id) //nolint:errcheck // the error is found again by the one who waits
+	}
+}
+
+// contentKey returns the key of a step whose inputs are known.
+func (e *evaluator) contentKey(ctx context.Context, step *dag.Step, def *stepKey, in []*outcome) (*stepKey, error) {
+	h := cache.NewHash("content")
+	if err := e.opFields(ctx, h, step); err != nil {
+		return nil, e.located(step, err)
+	}
+	for i, o := range in {
+		if o == nil {
+			continue
+		}
+		var err error
+		if c, ok := step.Op.(dag.Copy); ok && i == 1 {
+			err = e.selectedField(ctx, h, step, c, o)
+		} else {
+			err = e.chainField(ctx, h, "input"+strconv.Itoa(i), o)
+		}
+		if err != nil {
+			return nil, e.located(step, err)
+		}
+	}
+	return sealKey(h), nil
+}
+
+// chainField names a chain by what is in it: the layers of an image by diffID, those made here by a digest of their
+// entries that leaves file times out.
+func (e *evaluator) chainField(ctx context.Context, h *cache.Hash, name string, o *outcome) error {
+	var b strings.Builder
+	for i, d := range o.chain {
+		if i < o.base {
+			b.WriteString(d.String() + "\n")
+			continue
+		}
+		x, err := e.index(ctx, d)
+		if err != nil {
+			return err
+		}
+		c := x.Summary().Content
+		b.WriteString("content:" + hex.EncodeToString(c[:]) + "\n")
+	}
+	h.Field(name, b.String())
+	return nil
+}
+
+// selectedField names what a COPY --from selects, by content, so that a stage that changed elsewhere changes nothing here.
+func (e *evaluator) selectedField(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Copy, from *outcome) error {
+	sel, err := e.selection(ctx, step, op, func() (snapshot.Source, error) { return e.chainSource(ctx, from) })
+	if err != nil {
+		return err
+	}
+	h.Field("from", hex.EncodeToString(sel.sum[:]))
+	return nil
+}
+
+// opFields adds everything a step says itself.
+func (e *evaluator) opFields(ctx context.Context, h *cache.Hash, step *dag.Step) error {
+	switch op := step.Op.(type) {
+	case dag.Scratch:
+		h.Field("op", "scratch")
+	case dag.Image:
+		h.Field("op", "image")
+		h.Field("platform", platformString(op.Platform))
+		for i, d := range op.DiffIDs {
+			h.Field("layer"+strconv.Itoa(i), d.String())
+		}
+	case dag.Run:
+		e.runFields(h, step, op)
+	case dag.Copy:
+		return e.copyFields(ctx, h, step, op)
+	case dag.Mkdir:
+		h.Field("op", "mkdir")
+		h.Field("path", op.Path)
+		h.Field("user", op.User)
+	default:
+		return fmt.Errorf("internal error: no key known for %T", step.Op)
+	}
+	return nil
+}
+
+func (e *evaluator) runFields(h *cache.Hash, step *dag.Step, op dag.Run) {
+	h.Field("op", "run")
+	h.Field("platform", platformString(step.Platform))
+	for i, a := range op.Args {
+		h.Field("arg"+strconv.Itoa(i), a)
+	}
+	for _, kv := range op.Env {
+		k, v, _ := strings.Cut(kv, "=")
+		h.Field("env:"+k, v)
+	}
+	h.Field("dir", op.Dir)
+	h.Field("user", op.User)
+	h.Field("network", op.Network)
+	h.Field("security", op.Security)
+	h.Field("hostname", hostname(op))
+	for _, f := range op.Files {
+		h.Field("file:"+f.Name, string(f.Data))
+	}
+	for i, m := range op.Mounts {
+		h.Field("mount"+strconv.Itoa(i), fmt.Sprintf("%s %s %s %v", m.Type, m.Target, m.Source, m.ReadOnly))
+	}
+	for _, a := range e.opts.AddHosts {
+		h.Field("host:"+a.Name, "")
+	}
+}
+
+func (e *evaluator) copyFields(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Copy) error {
+	h.Field("op", "copy")
+	h.Field("add", strconv.FormatBool(op.Add))
+	h.Field("dest", op.Dest)
+	h.Field("chown", op.Chown)
+	h.Field("chmod", op.Chmod)
+	h.Field("link", strconv.FormatBool(op.Link))
+	h.Field("parents", strconv.FormatBool(op.Parents))
+	if op.Unpack != nil {
+		h.Field("unpack", strconv.FormatBool(*op.Unpack))
+	}
+	for i, x := range op.Exclude {
+		h.Field("exclude"+strconv.Itoa(i), x)
+	}
+	for i, s := range op.Sources {
+		h.Field("source"+strconv.Itoa(i), s.Path)
+		if s.Inline {
+			h.Field("inline"+strconv.Itoa(i), string(s.Data))
+		}
+	}
+	if !e.readsContext(step) {
+		return nil
+	}
+	sel, err := e.selection(ctx, step, op, func() (snapshot.Source, error) { return e.contextSource(step) })
+	if err != nil {
+		return err
+	}
+	h.Field("context", hex.EncodeToString(sel.sum[:]))
+	return nil
+}
+
+// identity names the instruction a step came from, so that the next run of it can be compared with this one.
+func identity(step *dag.Step) string { return step.Stage + "\x00" + step.Name }

@@ -1,0 +1,54 @@
+package build
+
+import (
+	"fmt"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// normalizeName gives a name its full form: docker.io/library/debian:latest.
+func normalizeName(name string) (string, error) {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", &UsageError{Msg: fmt.Sprintf("%q is not an image name: %v", name, err), Hint: "a name looks like user/app:tag or registry.example:5000/app"}
+	}
+	return reference.TagNameOnly(ref).String(), nil
+}
+
+// familiar is the short form users type and read.
+func familiar(name string) string {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarString(ref)
+}
+
+func hostPlatform() ocispec.Platform {
+	return platforms.Normalize(ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH})
+}
+
+func platformString(p ocispec.Platform) string { return platforms.FormatAll(platforms.Normalize(p)) }
+
+// runsHere reports whether programs of a platform can be executed by this kernel without an emulator.
+func runsHere(p ocispec.Platform) bool {
+	if p.OS == "" && p.Architecture == "" {
+		return true
+	}
+	return platforms.Only(hostPlatform()).Match(p)
+}
+
+// parseEpoch reads SOURCE_DATE_EPOCH; what is not a number of seconds sets nothing.
+func parseEpoch(v string) *time.Time {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return nil
+	}
+	t := time.Unix(n, 0).UTC()
+	return &t
+}

@@ -1,0 +1,327 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"build/dag"
+	"build/internal/progress"
+	"build/internal/registry"
+	"build/internal/store"
+)
+
+// resolveAll looks up what the graph needs to know of images, in parallel: manifests and configurations, no layers.
+func (s *session) resolveAll(ctx context.Context, needs []dag.Need, have map[dag.NeedKey]dag.Resolved) error {
+	var mu sync.Mutex
+	g, gctx := errgroup.WithContext(ctx)
+	for _, n := range needs {
+		g.Go(func() error {
+			r, err := s.resolve(gctx, n)
+			if err != nil {
+				return &SourceError{Pos: n.Pos, Err: err, source: s.dockerfile}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			have[n.Key()] = r
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error) {
+	name := n.Name
+	if n.Context {
+		value := n.Value
+		if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
+			name = ref
+		} else if img, open, err := s.openLocalImage(value, n); img != nil || err != nil {
+			if err != nil {
+				return dag.Resolved{}, err
+			}
+			return s.offerImage(img, open, "")
+		} else if fi, err := os.Stat(value); err != nil || !fi.IsDir() {
+			return dag.Resolved{}, &UsageError{
+				Msg:  fmt.Sprintf("--build-context %s=%s is neither a directory nor an image", n.Name, value),
+				Hint: "use a directory, docker-image://NAME, oci-layout://DIR[:TAG], or an oci or docker archive",
+			}
+		} else {
+			return dag.Resolved{Dir: true}, nil
+		}
+	}
+	ref, err := normalizeName(name)
+	if err != nil {
+		return dag.Resolved{}, err
+	}
+	return s.resolveImage(ctx, ref, n)
+}
+
+// openLocalImage opens an OCI layout or an archive named by --build-context; nil when value is neither.
+func (s *session) openLocalImage(value string, n dag.Need) (*registry.Image, blobSource, error) {
+	p := wantPlatform(n)
+	if path, ok := strings.CutPrefix(value, "oci-layout://"); ok {
+		value = path
+	} else if fi, err := os.Stat(value); err != nil || fi.IsDir() {
+		return nil, nil, nil
+	}
+	l, err := registry.OpenLayout(value)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.contexts.mu.Lock()
+	s.contexts.cleanup = append(s.contexts.cleanup, func() { l.Close() })
+	s.contexts.mu.Unlock()
+	img, err := l.Image(&p)
+	return img, l.Blob, err
+}
+
+func wantPlatform(n dag.Need) ocispec.Platform {
+	if n.Platform == "" {
+		return hostPlatform()
+	}
+	p, err := platforms.Parse(n.Platform)
+	if err != nil {
+		return hostPlatform()
+	}
+	return p
+}
+
+// resolveImage finds an image by name: in the local store, or in its registry when the pull policy says so.
+func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag.Resolved, error) {
+	want := wantPlatform(n)
+	var out dag.Resolved
+	err := s.task("[internal] load metadata for "+ref+platformSuffix(want), func(id progress.ID) error {
+		local, err := s.localImage(ref, want)
+		if err != nil {
+			return err
+		}
+		if local != nil && s.opts.Pull != PullAlways {
+			s.sayLocal(id, ref, local)
+			out, err = s.offerLocal(local)
+			return err
+		}
+		if s.opts.Pull == PullNever || s.opts.Store.Offline {
+			return &registry.Error{
+				Class: registry.Offline, Ref: ref,
+				Err:  fmt.Errorf("no image %s for %s in the local store, and pulling is off", familiar(ref), platformString(want)),
+				Hint: "build or pull it once while a registry can be reached, or give it with --build-context",
+			}
+		}
+		img, err := s.client.Resolve(ctx, ref, &want)
+		if err != nil {
+			return err
+		}
+		if err := s.keepImage(ref, img, want); err != nil {
+			return err
+		}
+		out, err = s.offerImage(img, s.registrySource(img.Repo), img.Repo)
+		return err
+	})
+	return out, err
+}
+
+func platformSuffix(p ocispec.Platform) string {
+	if platforms.Only(hostPlatform()).Match(p) {
+		return ""
+	}
+	return " (" + platformString(p) + ")"
+}
+
+// localImage is what the store knows under a name for a platform.
+type localImage struct {
+	name     store.Name
+	img      *registry.Image
+	platform ocispec.Platform
+}
+
+func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, error) {
+	for _, key := range []string{nameKey(ref, want), ref} {
+		n, ok, err := s.store.Name(key)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		img, cfg, err := readLocalImage(s.store, ref, n)
+		if err != nil {
+			continue // a manifest that is gone or damaged reads as an image that is not here
+		}
+		if !platforms.Only(want).Match(cfg.Platform) {
+			continue
+		}
+		if err := s.lease.Add("name", key); err != nil {
+			return nil, err
+		}
+		return &localImage{n, img, cfg.Platform}, nil
+	}
+	return nil, nil
+}
+
+// nameKey is the name an image for one platform is kept under: the host's platform has the plain one.
+func nameKey(ref string, p ocispec.Platform) string {
+	if platforms.Only(hostPlatform()).Match(p) {
+		return ref
+	}
+	return ref + " " + platformString(p)
+}
+
+// readLocalImage reads manifest and configuration of a named image out of the store.
+func readLocalImage(st *store.Store, ref string, n store.Name) (*registry.Image, *ocispec.Image, error) {
+	raw, err := readBlob(st, n.Descriptor.Digest, n.Descriptor.Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	img := &registry.Image{Ref: ref, Repo: repoOf(ref), Digest: n.Descriptor.Digest, ManifestRaw: raw, MediaType: n.Descriptor.MediaType}
+	if err := json.Unmarshal(raw, &img.Manifest); err != nil {
+		return nil, nil, fmt.Errorf("manifest %s: %w", n.Descriptor.Digest, err)
+	}
+	if img.ConfigRaw, err = readBlob(st, img.Manifest.Config.Digest, img.Manifest.Config.Size); err != nil {
+		return nil, nil, err
+	}
+	var cfg ocispec.Image
+	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
+		return nil, nil, fmt.Errorf("config %s: %w", img.Manifest.Config.Digest, err)
+	}
+	return img, &cfg, nil
+}
+
+func (s *session) offerLocal(l *localImage) (dag.Resolved, error) {
+	repo := ""
+	if l.name.Origin == store.Pulled {
+		repo = l.img.Repo
+	}
+	var open blobSource
+	if repo != "" {
+		open = s.registrySource(repo)
+	}
+	return s.offerImage(l.img, open, repo)
+}
+
+// sayLocal tells that a name was answered from the store, how old the answer is, and when it may surprise.
+func (s *session) sayLocal(id progress.ID, ref string, l *localImage) {
+	how := "built here"
+	if l.name.Origin == store.Pulled {
+		how = "pulled"
+	}
+	s.emit(progress.Message{ID: id, Text: fmt.Sprintf("%s → %s (%s %s ago; --pull to refresh)", familiar(ref), l.img.Digest, how, age(time.Since(l.name.Time)))})
+	if l.name.Origin == store.Pulled {
+		return
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return
+	}
+	path := reference.Path(named)
+	if reference.Domain(named) != "docker.io" || strings.HasPrefix(path, "library/") {
+		s.warn("%s was built here and hides the image of that name in %s; --pull asks the registry", familiar(ref), reference.Domain(named))
+	}
+}
+
+// keepImage stores manifest and configuration of a pulled image and its name, so that the next build needs no request.
+func (s *session) keepImage(ref string, img *registry.Image, want ocispec.Platform) error {
+	for _, b := range [][]byte{img.ManifestRaw, img.ConfigRaw} {
+		if err := putBlob(s.store, b); err != nil {
+			return err
+		}
+	}
+	var cfg ocispec.Image
+	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
+		return fmt.Errorf("config of %s: %w", ref, err)
+	}
+	if err := s.noteLayers(img, img.Repo); err != nil {
+		return err
+	}
+	return s.store.SetName(nameKey(ref, want), store.Name{
+		Descriptor: ocispec.Descriptor{MediaType: img.MediaType, Digest: img.Digest, Size: int64(len(img.ManifestRaw))},
+		Origin:     store.Pulled, Time: time.Now(), Platform: platformString(cfg.Platform),
+	})
+}
+
+func (s *session) noteLayers(img *registry.Image, repo string) error {
+	diffIDs, err := imageDiffIDs(img)
+	if err != nil {
+		return err
+	}
+	for i, d := range diffIDs {
+		if err := s.layers.AddRemote(d, img.Manifest.Layers[i], repo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func imageDiffIDs(img *registry.Image) ([]digest.Digest, error) {
+	var cfg dockerspec.DockerOCIImage
+	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
+		return nil, fmt.Errorf("config of %s: %w", img.Ref, err)
+	}
+	if len(cfg.RootFS.DiffIDs) != len(img.Manifest.Layers) {
+		return nil, fmt.Errorf("%s: the manifest lists %d layers and the configuration %d", img.Ref, len(img.Manifest.Layers), len(cfg.RootFS.DiffIDs))
+	}
+	for _, d := range cfg.RootFS.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return nil, fmt.Errorf("%s: diffID %q: %w", img.Ref, d, err)
+		}
+	}
+	return cfg.RootFS.DiffIDs, nil
+}
+
+// offerImage hands an image to the graph and tells the fetcher where its layers are.
+func (s *session) offerImage(img *registry.Image, open blobSource, _ string) (dag.Resolved, error) {
+	diffIDs, err := imageDiffIDs(img)
+	if err != nil {
+		return dag.Resolved{}, err
+	}
+	for i, d := range diffIDs {
+		if err := s.lease.Add("layer", d.String()); err != nil {
+			return dag.Resolved{}, err
+		}
+		if open != nil {
+			s.fetches.offer(d, img.Manifest.Layers[i], open)
+		}
+	}
+	var cfg ocispec.Image
+	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
+		return dag.Resolved{}, fmt.Errorf("config of %s: %w", img.Ref, err)
+	}
+	return dag.Resolved{Image: &dag.ImageInfo{
+		Ref: img.Ref, Digest: img.Digest, Platform: cfg.Platform, Config: img.ConfigRaw, DiffIDs: diffIDs,
+	}}, nil
+}
+
+func repoOf(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	return named.Name()
+}
+
+// age says how long ago something was, the way one would.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return "seconds"
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d minutes", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d hours", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+var errNoBlob = errors.New("blob is not in the store")

@@ -1,0 +1,212 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"build/cache"
+	"build/dag"
+	"build/internal/buildctx"
+	"build/internal/progress"
+	"build/internal/registry"
+	"build/internal/store"
+	"build/internal/tree"
+	"build/internal/userns"
+	"build/snapshot"
+)
+
+// session is what one build holds open: the store and its lease, the registry client, the holder of the namespaces once
+// a step needs it, and where events go.
+type session struct {
+	opts  *Options
+	began time.Time
+	jobs  int
+
+	store  *store.Store
+	cache  *cache.Cache
+	layers *snapshot.Layers
+	lease  *store.Lease
+	client *registry.Client
+	plan   userns.Plan
+	planEr error // why no namespaces can be made, told when a step needs them
+
+	contexts *contexts
+	fetches  *fetches
+	holder   holder
+
+	wantBlobs   bool
+	compression snapshot.Compression
+	epoch       *time.Time
+
+	cancel context.CancelCauseFunc
+
+	vmu      sync.Mutex
+	vertices map[string]progress.ID
+	shown    map[dag.ID]bool
+
+	dockerfile []byte // its text, for error messages
+	tallies    struct{ cached, ran int }
+}
+
+// openStore opens the store the way every command does.
+func openStore(o StoreOptions) (*store.Store, error) {
+	st, err := store.Open(o.Root, store.Options{})
+	if err != nil {
+		return nil, &EnvironmentError{Err: err}
+	}
+	return st, nil
+}
+
+func newClient(o StoreOptions) *registry.Client {
+	return registry.New(registry.Options{
+		Insecure: o.Insecure, Offline: o.Offline, DockerConfig: o.DockerConfig, CertsDirs: o.CertsDirs,
+	})
+}
+
+// openSession opens everything a build needs that costs next to nothing; the rest is opened when it is needed.
+func openSession(ctx context.Context, o *Options) (*session, context.Context, error) {
+	st, err := openStore(o.Store)
+	if err != nil {
+		return nil, nil, err
+	}
+	lease, err := st.Lease()
+	if err != nil {
+		return nil, nil, fmt.Errorf("lease: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	plan, planErr := userns.Detect()
+	s := &session{
+		opts: o, began: time.Now(), jobs: o.Jobs,
+		store: st, cache: cache.New(st), lease: lease, client: newClient(o.Store),
+		plan: plan, planEr: planErr,
+		layers: snapshot.New(st, snapshot.Options{IDKind: plan.Kind}),
+		cancel: cancel, epoch: o.Epoch,
+		vertices: map[string]progress.ID{}, shown: map[dag.ID]bool{},
+	}
+	if s.jobs <= 0 {
+		s.jobs = runtime.GOMAXPROCS(0) // follows the cgroup's CPU limit since Go 1.25
+	}
+	s.fetches = newFetches(s)
+	return s, ctx, nil
+}
+
+// close ends what the session holds. The lease goes last: until then nothing the build used can be collected.
+func (s *session) close() {
+	s.cancel(errCanceled)
+	s.holder.close()
+	s.contexts.close()
+	s.lease.Close()
+}
+
+// fail ends the build with err as its cause, unless something else failed first.
+func (s *session) fail(err error) { s.cancel(err) }
+
+func (s *session) emit(e progress.Event) { s.opts.Progress.Emit(e) }
+
+// vertex returns the display's id of something shown under name.
+func (s *session) vertexNamed(name string) progress.ID {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	id, ok := s.vertices[name]
+	if !ok {
+		id = progress.ID(len(s.vertices) + 1)
+		s.vertices[name] = id
+	}
+	return id
+}
+
+func (s *session) vertex(step *dag.Step) progress.ID {
+	return s.vertexNamed(fmt.Sprintf("step %d", step.ID))
+}
+
+// task shows f as one vertex that starts and ends.
+func (s *session) task(name string, f func(id progress.ID) error) error {
+	id := s.vertexNamed(name)
+	s.emit(progress.Started{ID: id, Name: name, Time: time.Now()})
+	err := f(id)
+	done := progress.Done{ID: id, Time: time.Now()}
+	if err != nil {
+		done.Err = err.Error()
+	}
+	s.emit(done)
+	return err
+}
+
+func (s *session) warn(format string, args ...any) {
+	s.emit(progress.Warning{Text: fmt.Sprintf(format, args...)})
+}
+
+func (s *session) count(_ *dag.Step, cached bool) {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	if cached {
+		s.tallies.cached++
+	} else {
+		s.tallies.ran++
+	}
+}
+
+// index returns the index of a layer, fetching its blob when there is no other way to know it.
+func (s *session) index(ctx context.Context, d digest.Digest) (*tree.Index, error) {
+	if x, err := s.layers.Index(ctx, d); err == nil {
+		return x, nil
+	} else if !isNotHere(err) {
+		return nil, err
+	}
+	if err := s.fetches.layer(ctx, d); err != nil {
+		return nil, err
+	}
+	return s.layers.Index(ctx, d)
+}
+
+// chain returns the merged view of layers by their indexes.
+func (s *session) chain(ctx context.Context, layers []digest.Digest) (*tree.Chain, error) {
+	if err := s.fetches.each(ctx, layers, func(ctx context.Context, d digest.Digest) error {
+		_, err := s.index(ctx, d)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	return s.layers.Chain(ctx, layers)
+}
+
+// contexts are the directories a build reads, opened when first asked for.
+type contexts struct {
+	mu      sync.Mutex
+	open    func(name string) (*buildctx.Dir, error)
+	opened  map[string]*buildctx.Dir
+	cleanup []func()
+}
+
+func (c *contexts) get(name string) (*buildctx.Dir, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d, ok := c.opened[name]; ok {
+		return d, nil
+	}
+	d, err := c.open(name)
+	if err != nil {
+		return nil, err
+	}
+	c.opened[name] = d
+	return d, nil
+}
+
+func (c *contexts) close() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.opened {
+		d.Close()
+	}
+	for _, f := range c.cleanup {
+		f()
+	}
+}

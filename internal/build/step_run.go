@@ -1,0 +1,238 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"build/dag"
+	"build/executor"
+	"build/internal/progress"
+)
+
+// canRun refuses a RUN that cannot be carried out here, before anything is fetched for it.
+func (s *session) canRun(step *dag.Step, op dag.Run) error {
+	if s.planEr != nil {
+		return fmt.Errorf("RUN needs namespaces, and this machine allows none: %w", s.planEr)
+	}
+	if op.Security == "insecure" {
+		return &UsageError{Msg: "RUN --security=insecure is not supported yet"}
+	}
+	for _, m := range op.Mounts {
+		if m.Type != "tmpfs" {
+			return &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
+		}
+	}
+	if !runsHere(step.Platform) {
+		return &UsageError{
+			Msg:  fmt.Sprintf("RUN for %s cannot be executed on %s: emulation is not supported yet", platformString(step.Platform), platformString(hostPlatform())),
+			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on that platform",
+		}
+	}
+	return nil
+}
+
+// run executes a RUN in the holder and returns the layer of what it changed.
+func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*outcome) (digest.Digest, error) {
+	chain := in[0].chain
+	if err := e.makeUnpackable(ctx, chain); err != nil {
+		return "", err
+	}
+	h, err := e.holder.get(ctx, e.session)
+	if err != nil {
+		return "", err
+	}
+	logs, err := newStepLog(e.session, e.vertex(step))
+	if err != nil {
+		return "", err
+	}
+	req := runRequest{Chain: chain, Spec: e.runSpec(step, op)}
+	var resp runResponse
+	err = h.Call(ctx, "run", req, &resp, logs.stdin, logs.stdout, logs.stderr)
+	logs.close()
+	if err != nil {
+		return "", fmt.Errorf("run: %w", err)
+	}
+	if resp.Exit != nil {
+		x := resp.Exit
+		return "", &StepError{
+			Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM,
+			Tail: logs.tail.lines(), source: e.dockerfile,
+		}
+	}
+	return resp.DiffID, e.lease.Add("layer", resp.DiffID.String())
+}
+
+// makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack.
+func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) error {
+	// The indexes come first: with them the holder knows the metadata of implied parents.
+	if _, err := e.chain(ctx, chain); err != nil {
+		return err
+	}
+	missing := make([]digest.Digest, 0, len(chain))
+	for i, d := range chain {
+		if !e.layers.Here(d) && !e.layers.HasDir(chain, i) {
+			missing = append(missing, d)
+		}
+	}
+	return e.fetches.each(ctx, missing, e.fetches.layer)
+}
+
+func (e *evaluator) runSpec(step *dag.Step, op dag.Run) runSpec {
+	spec := runSpec{
+		Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User,
+		NoNetwork: op.Network == "none", Hostname: hostname(op),
+		Resolv: resolvConf(op.Network), Hosts: e.hostsFile(hostname(op)),
+	}
+	for _, f := range op.Files {
+		spec.Files = append(spec.Files, runFile{Target: dag.PipesDir + "/" + f.Name, Data: f.Data, Mode: f.Mode})
+	}
+	for _, m := range op.Mounts {
+		spec.Tmpfs = append(spec.Tmpfs, runTmpfs{Target: m.Target, Size: m.Size})
+	}
+	return spec
+}
+
+// runEnv adds the proxy variables: the command sees them, keys and history do not.
+func (e *evaluator) runEnv(op dag.Run) []string {
+	env := append([]string(nil), op.Env...)
+	has := map[string]bool{}
+	for _, kv := range env {
+		k, _, _ := strings.Cut(kv, "=")
+		has[k] = true
+	}
+	for _, kv := range op.ProxyEnv {
+		if k, _, _ := strings.Cut(kv, "="); !has[k] {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// hostname is what a step sees as its own name: the same everywhere, so that a result does not depend on the machine.
+func hostname(op dag.Run) string {
+	if op.Hostname != "" {
+		return op.Hostname
+	}
+	return "buildkitsandbox"
+}
+
+// resolvConf is the caller's own resolver configuration: steps share the caller's network.
+func resolvConf(network string) []byte {
+	if network == "none" {
+		return nil
+	}
+	b, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+func (e *evaluator) hostsFile(hostname string) []byte {
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, h := range e.opts.AddHosts {
+		fmt.Fprintf(&b, "%s\t%s\n", h.IP, h.Name)
+	}
+	return b.Bytes()
+}
+
+// stepLog carries what a step prints to the display and keeps its last lines for the error report.
+type stepLog struct {
+	stdin, stdout, stderr *os.File // the step's ends
+	readers               sync.WaitGroup
+	tail                  tail
+}
+
+func newStepLog(s *session, id progress.ID) (*stepLog, error) {
+	l := &stepLog{}
+	var err error
+	if l.stdin, err = os.Open(os.DevNull); err != nil {
+		return nil, err
+	}
+	pump := func(stream int) (*os.File, error) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		l.readers.Go(func() {
+			defer r.Close()
+			buf := make([]byte, 32<<10)
+			for {
+				n, err := r.Read(buf)
+				if n > 0 {
+					data := bytes.Clone(buf[:n])
+					l.tail.write(data)
+					s.emit(progress.Log{ID: id, Stream: stream, Data: data, Time: time.Now()})
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+		return w, nil
+	}
+	if l.stdout, err = pump(1); err != nil {
+		return nil, err
+	}
+	if l.stderr, err = pump(2); err != nil {
+		l.stdout.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// close gives up our copies of the step's ends and waits until everything the step wrote has been passed on.
+func (l *stepLog) close() {
+	l.stdin.Close()
+	l.stdout.Close()
+	l.stderr.Close()
+	l.readers.Wait()
+}
+
+// tail keeps the last lines written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailBytes, tailLines = 16 << 10, 25
+
+func (t *tail) write(p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if len(t.buf) > 2*tailBytes {
+		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailBytes:]...)
+	}
+}
+
+func (t *tail) lines() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := strings.Split(strings.TrimRight(string(t.buf), "\n"), "\n")
+	if len(all) > tailLines {
+		all = all[len(all)-tailLines:]
+	}
+	if len(all) == 1 && all[0] == "" {
+		return nil
+	}
+	return all
+}
+
+// exitOf separates a command that failed from a sandbox that did.
+func exitOf(err error) (*executor.ExitError, error) {
+	var x *executor.ExitError
+	if errors.As(err, &x) {
+		return x, nil
+	}
+	return nil, err
+}

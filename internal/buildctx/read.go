@@ -1,0 +1,180 @@
+package buildctx
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"build/internal/tree"
+)
+
+// ChangedError says that a file of the context changed while it was read.
+type ChangedError struct{ Path string }
+
+func (e *ChangedError) Error() string { return e.Path + " changed while it was read" }
+
+var readBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+
+// Digest returns the SHA-256 of a file's content, reading it only when neither this Dir nor the stat cache knows it. It
+// may be called from many goroutines.
+func (d *Dir) Digest(ctx context.Context, e *tree.Entry) ([32]byte, error) {
+	if e.Digest != [32]byte{} {
+		return e.Digest, nil
+	}
+	n, err := d.file(e.Path)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	if sum := n.digest.Load(); sum != nil {
+		return *sum, nil
+	}
+	if d.cache != nil && n.nlink > 1 { // another name of it may have been read since
+		if known, ok := d.cache.Get(n.key()); ok {
+			n.digest.Store(&known.Digest)
+			return known.Digest, nil
+		}
+	}
+	began := time.Now()
+	r, err := d.openNode(ctx, e.Path, n)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	defer r.Close()
+	h := sha256.New()
+	buf := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(buf)
+	if _, err := io.CopyBuffer(onlyWriter{h}, onlyReader{r}, *buf); err != nil {
+		return [32]byte{}, err
+	}
+	sum := new([32]byte)
+	h.Sum(sum[:0])
+	n.digest.Store(sum)
+	if d.cache != nil && settled(&n.stat, began) {
+		d.cache.Put(n.key(), Stat{Digest: *sum, Xattrs: len(n.xattrs) > 0})
+	}
+	return *sum, nil
+}
+
+// onlyReader and onlyWriter keep io.CopyBuffer from finding a shortcut around the buffer.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
+
+// file returns the node of a regular file.
+func (d *Dir) file(path string) (*node, error) {
+	n, err := d.lookup(path)
+	if err != nil {
+		return nil, err
+	}
+	if n == nil {
+		return nil, d.root.error("open", path, unix.ENOENT)
+	}
+	if n.kind != tree.File {
+		return nil, d.root.error("read", path, errNotRegular)
+	}
+	return n, nil
+}
+
+// Open opens a file for reading. Reading ends in a *ChangedError when the file is not, or at its end no longer, what it
+// was when it was looked at.
+func (d *Dir) Open(ctx context.Context, e *tree.Entry) (io.ReadCloser, error) {
+	n, err := d.file(e.Path)
+	if err != nil {
+		return nil, err
+	}
+	return d.openNode(ctx, e.Path, n)
+}
+
+func (d *Dir) openNode(ctx context.Context, path string, n *node) (*reader, error) {
+	fd, err := d.root.open(path, unix.O_RDONLY|unix.O_NONBLOCK)
+	if absent(err) {
+		d.forget(path)
+		return nil, &ChangedError{Path: d.root.full(path)}
+	}
+	if err != nil {
+		return nil, d.root.error("open", path, err)
+	}
+	r := &reader{ctx: ctx, d: d, path: path, f: os.NewFile(uintptr(fd), d.root.full(path)), want: n.stat, left: n.stat.size}
+	if err := r.check(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// reader reads a file and checks that it stays what it was.
+type reader struct {
+	ctx  context.Context
+	d    *Dir
+	path string
+	f    *os.File
+	want stat
+	left int64
+	end  error // what Read returns from now on
+}
+
+// check compares the file with what it was.
+func (r *reader) check() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(r.f.Fd()), &st); err != nil {
+		return r.d.root.error("stat", r.path, err)
+	}
+	if statOf(&st) != r.want {
+		return r.changed()
+	}
+	return nil
+}
+
+func (r *reader) changed() error {
+	r.d.forget(r.path)
+	return &ChangedError{Path: r.d.root.full(r.path)}
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.end != nil {
+		return 0, r.end
+	}
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, fmt.Errorf("read %s: %w", r.f.Name(), err)
+	}
+	if r.left == 0 {
+		if r.end = r.check(); r.end == nil {
+			r.end = io.EOF
+		}
+		return 0, r.end
+	}
+	n, err := r.f.Read(p[:min(int64(len(p)), r.left)])
+	r.left -= int64(n)
+	if err == io.EOF {
+		err = r.changed() // it became shorter
+	}
+	if err != nil {
+		r.end = err
+	}
+	return n, err
+}
+
+func (r *reader) Close() error { return r.f.Close() }
+
+const (
+	fineGrain   = 20 * time.Millisecond // clocks of local file systems move in steps of up to 10 ms
+	coarseGrain = 2 * time.Second       // others count seconds, or two
+)
+
+// settled reports whether a file that is read from the given time on can be known again by its times. One that was
+// changed just before may change once more without them showing it.
+func settled(s *stat, began time.Time) bool {
+	grain := fineGrain
+	if s.mtime.Nsec == 0 && s.ctime.Nsec == 0 {
+		grain = coarseGrain
+	}
+	limit := began.Add(-grain)
+	return time.Unix(s.mtime.Unix()).Before(limit) && time.Unix(s.ctime.Unix()).Before(limit)
+}

@@ -1,0 +1,243 @@
+package buildctx
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+)
+
+// StatKey identifies one state of one file.
+type StatKey struct {
+	Dev, Ino         uint64
+	Size             int64
+	MtimeNs, CtimeNs int64
+}
+
+// Stat is what is known about a file in a state.
+type Stat struct {
+	Digest [32]byte // SHA-256 of its content
+	Xattrs bool     // it has extended attributes that matter
+}
+
+// StatCache remembers what was read from files. It is safe for concurrent use.
+type StatCache interface {
+	Get(StatKey) (Stat, bool)
+	// Put is called only for files whose times lie clearly before the moment at which reading them began.
+	Put(StatKey, Stat)
+}
+
+// FileCache is a StatCache in a file. It is read when it is first asked, and only what is asked for is decoded. A file
+// that is damaged, or of another version, counts as empty: the cache can always be made anew.
+//
+// The file: an 8-byte magic, a 4-byte version, a 4-byte count, count records of 80 bytes sorted by device and inode
+// (device, inode, size, mtime, ctime, 32 bytes of digest, 4 bytes of flags, 4 bytes of age), then a CRC-32C of all that;
+// every number little-endian. The age counts how often the file was written without the record having been of use.
+type FileCache struct {
+	path string
+	load sync.Once
+
+	base []byte   // the records as they are in the file
+	used []uint32 // one bit for each of them
+
+	mu  sync.RWMutex
+	own map[inode]cached
+}
+
+type inode struct{ dev, ino uint64 }
+
+type cached struct {
+	key  StatKey
+	stat Stat
+}
+
+const (
+	cacheMagic   = "bldstat\n"
+	cacheVersion = 1
+	cacheHeader  = 16
+	recordSize   = 80
+	flagXattrs   = 1
+	maxAge       = 30
+	maxCacheFile = 512 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// OpenStatCache returns the cache in a file, which need not exist.
+func OpenStatCache(path string) *FileCache {
+	return &FileCache{path: path, own: map[inode]cached{}}
+}
+
+// Get implements StatCache.
+func (c *FileCache) Get(k StatKey) (Stat, bool) {
+	c.load.Do(func() {
+		c.base = readCache(c.path)
+		c.used = make([]uint32, (len(c.base)/recordSize+31)/32)
+	})
+	if i, ok := findRecord(c.base, k.Dev, k.Ino); ok {
+		if have := decodeRecord(c.base[i*recordSize:]); have.key == k {
+			atomic.OrUint32(&c.used[i/32], 1<<(i%32))
+			return have.stat, true
+		}
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	have, ok := c.own[inode{k.Dev, k.Ino}]
+	return have.stat, ok && have.key == k
+}
+
+// Put implements StatCache.
+func (c *FileCache) Put(k StatKey, s Stat) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.own[inode{k.Dev, k.Ino}] = cached{k, s}
+}
+
+// readCache returns the records of a cache file, nothing when there is anything wrong with it.
+func readCache(path string) []byte {
+	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxCacheFile {
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) < cacheHeader+4 || string(b[:8]) != cacheMagic {
+		return nil
+	}
+	body, sum := b[:len(b)-4], binary.LittleEndian.Uint32(b[len(b)-4:])
+	count := int64(binary.LittleEndian.Uint32(body[12:]))
+	if binary.LittleEndian.Uint32(body[8:]) != cacheVersion || int64(len(body)) != cacheHeader+count*recordSize ||
+		crc32.Checksum(body, castagnoli) != sum {
+		return nil
+	}
+	return body[cacheHeader:]
+}
+
+// findRecord returns the position of the record of an inode.
+func findRecord(base []byte, dev, ino uint64) (int, bool) {
+	n := len(base) / recordSize
+	i := sort.Search(n, func(i int) bool {
+		r := base[i*recordSize:]
+		if d := binary.LittleEndian.Uint64(r); d != dev {
+			return d > dev
+		}
+		return binary.LittleEndian.Uint64(r[8:]) >= ino
+	})
+	if i == n {
+		return 0, false
+	}
+	r := base[i*recordSize:]
+	return i, binary.LittleEndian.Uint64(r) == dev && binary.LittleEndian.Uint64(r[8:]) == ino
+}
+
+func decodeRecord(r []byte) cached {
+	le := binary.LittleEndian
+	c := cached{key: StatKey{
+		Dev: le.Uint64(r), Ino: le.Uint64(r[8:]), Size: int64(le.Uint64(r[16:])),
+		MtimeNs: int64(le.Uint64(r[24:])), CtimeNs: int64(le.Uint64(r[32:])),
+	}}
+	copy(c.stat.Digest[:], r[40:72])
+	c.stat.Xattrs = le.Uint32(r[72:])&flagXattrs != 0
+	return c
+}
+
+func appendRecord(b []byte, c cached) []byte {
+	le := binary.LittleEndian
+	b = le.AppendUint64(b, c.key.Dev)
+	b = le.AppendUint64(b, c.key.Ino)
+	b = le.AppendUint64(b, uint64(c.key.Size))
+	b = le.AppendUint64(b, uint64(c.key.MtimeNs))
+	b = le.AppendUint64(b, uint64(c.key.CtimeNs))
+	b = append(b, c.stat.Digest[:]...)
+	flags := uint32(0)
+	if c.stat.Xattrs {
+		flags |= flagXattrs
+	}
+	b = le.AppendUint32(b, flags)
+	return le.AppendUint32(b, 0)
+}
+
+// Save writes what was learned, together with what other processes have written meanwhile. It does nothing when nothing
+// was learned.
+func (c *FileCache) Save() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.own) == 0 {
+		return nil
+	}
+	records := c.merge(readCache(c.path))
+	body := make([]byte, 0, cacheHeader+len(records)*recordSize+4)
+	body = append(body, cacheMagic...)
+	body = binary.LittleEndian.AppendUint32(body, cacheVersion)
+	body = binary.LittleEndian.AppendUint32(body, uint32(len(records)))
+	for _, r := range records {
+		body = append(body, r...)
+	}
+	body = binary.LittleEndian.AppendUint32(body, crc32.Checksum(body, castagnoli))
+	if err := replaceFile(c.path, body); err != nil {
+		return fmt.Errorf("write stat cache: %w", err)
+	}
+	clear(c.own)
+	return nil
+}
+
+// merge returns the records to write, sorted: those of the file but for the ones that nobody needed for long, and ours.
+// What was last seen wins.
+func (c *FileCache) merge(onDisk []byte) [][]byte {
+	const at = recordSize - 4 // of the age
+	var out [][]byte
+	for i := 0; i+recordSize <= len(onDisk); i += recordSize {
+		r := onDisk[i : i+recordSize]
+		k := inode{binary.LittleEndian.Uint64(r), binary.LittleEndian.Uint64(r[8:])}
+		if _, ours := c.own[k]; ours {
+			continue
+		}
+		age := binary.LittleEndian.Uint32(r[at:]) + 1
+		if j, ok := findRecord(c.base, k.dev, k.ino); ok && c.used[j/32]&(1<<(j%32)) != 0 {
+			age = 0
+		}
+		if age <= maxAge {
+			binary.LittleEndian.PutUint32(r[at:], age)
+			out = append(out, r)
+		}
+	}
+	for _, e := range c.own {
+		out = append(out, appendRecord(nil, e))
+	}
+	slices.SortFunc(out, func(a, b []byte) int {
+		le := binary.LittleEndian
+		return cmp.Or(cmp.Compare(le.Uint64(a), le.Uint64(b)), cmp.Compare(le.Uint64(a[8:]), le.Uint64(b[8:])), bytes.Compare(a, b))
+	})
+	return out
+}
+
+// replaceFile writes a file beside the old one and puts it in its place. Nothing is synced: a torn file reads as empty.
+func replaceFile(path string, data []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		if rmErr := os.Remove(f.Name()); rmErr != nil && !os.IsNotExist(rmErr) {
+			return fmt.Errorf("%w (and %s is left over)", err, f.Name())
+		}
+		return err
+	}
+	return nil
+}

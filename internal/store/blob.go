@@ -1,0 +1,228 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A blob is a file named by its digest. Its mode says how far it can be trusted: 0400 is sealed, which is to say that
+// its bytes were flushed to the disk before the mode was set. 0600 is open: it is whole as long as the system it was
+// written under still runs, which a mark in boot/<boot id> says; after that it is hashed once before it is believed.
+const (
+	sealedMode = 0o400
+	openMode   = 0o600
+)
+
+// BlobPath is where a blob lies if it is here, and "" for what is no sha256 digest.
+func (s *Store) BlobPath(d digest.Digest) string {
+	if !validDigest(d) {
+		return ""
+	}
+	return s.path(blobDir, d.Encoded())
+}
+
+// validDigest keeps what a hostile manifest calls a digest from becoming a path.
+func validDigest(d digest.Digest) bool {
+	return d.Validate() == nil && d.Algorithm() == digest.SHA256
+}
+
+// HasBlob reports whether a blob is here and whole, and notes the use. A negative size is one that is not known.
+func (s *Store) HasBlob(d digest.Digest, size int64) bool {
+	path := s.BlobPath(d)
+	if path == "" {
+		return false
+	}
+	fi, err := os.Lstat(path)
+	return err == nil && s.trusted(d, path, fi, size)
+}
+
+// OpenBlob opens a blob for reading. What is not here, or not whole, is fs.ErrNotExist.
+func (s *Store) OpenBlob(d digest.Digest, size int64) (*os.File, error) {
+	path := s.BlobPath(d)
+	if path == "" {
+		return nil, fmt.Errorf("open blob: %.80q is no sha256 digest", string(d))
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fs.ErrNotExist
+		}
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	}
+	if !s.trusted(d, path, fi, size) {
+		f.Close()
+		return nil, fmt.Errorf("open blob %s: what is stored is not it: %w", d, fs.ErrNotExist)
+	}
+	return f, nil
+}
+
+// trusted decides whether the file of a blob may be believed.
+func (s *Store) trusted(d digest.Digest, path string, fi fs.FileInfo, size int64) bool {
+	if !fi.Mode().IsRegular() || size >= 0 && fi.Size() != size {
+		return false
+	}
+	if fi.Mode().Perm()&0o200 != 0 && !s.boot.marked(s, d) {
+		if !hashes(path, d) {
+			return false
+		}
+		_ = s.boot.mark(s, d) // else it is hashed again next time
+	}
+	s.touch(path, fi)
+	return true
+}
+
+// hashes reads a file and reports whether it is what its name says.
+func hashes(path string, d digest.Digest) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	v := d.Verifier()
+	_, err = io.Copy(v, f)
+	return err == nil && v.Verified()
+}
+
+// BlobWriter writes a blob and finds its digest on the way. Its methods are not for concurrent use.
+type BlobWriter struct {
+	s    *Store
+	ctx  context.Context
+	f    *tempFile
+	hash hash.Hash
+	buf  *bufio.Writer
+	size int64
+}
+
+// bufferSize gathers the small pieces that tar writers write. Larger pieces pass it by.
+const bufferSize = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, bufferSize) }}
+
+// NewBlob begins a blob. Commit publishes it; until then it is nowhere.
+func (s *Store) NewBlob(ctx context.Context) (*BlobWriter, error) {
+	f, err := s.newTemp()
+	if err != nil {
+		return nil, fmt.Errorf("write blob: %w", err)
+	}
+	s.point("blob.temp")
+	w := &BlobWriter{s: s, ctx: ctx, f: f, hash: sha256.New()}
+	w.buf = buffers.Get().(*bufio.Writer)
+	w.buf.Reset((*blobSink)(w))
+	return w, nil
+}
+
+// blobSink is the far side of a BlobWriter's buffer.
+type blobSink BlobWriter
+
+func (w *blobSink) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	n, err := w.f.Write(p)
+	w.hash.Write(p[:n])
+	w.size += int64(n)
+	return n, err
+}
+
+func (w *BlobWriter) Write(p []byte) (int, error) {
+	if w.buf == nil {
+		return 0, fmt.Errorf("write blob: %w", fs.ErrClosed)
+	}
+	return w.buf.Write(p)
+}
+
+// ReadFrom keeps io.Copy from allocating a buffer of its own.
+func (w *BlobWriter) ReadFrom(r io.Reader) (int64, error) {
+	if w.buf == nil {
+		return 0, fmt.Errorf("write blob: %w", fs.ErrClosed)
+	}
+	return w.buf.ReadFrom(r)
+}
+
+// WrongDigestError is a blob whose bytes are not those that were announced.
+type WrongDigestError struct{ Want, Got digest.Digest }
+
+func (e *WrongDigestError) Error() string {
+	return fmt.Sprintf("the bytes have digest %s instead of %s", e.Got, e.Want)
+}
+
+// Commit publishes the blob and returns its digest and size. Unless want is "", a blob with another digest is given up
+// with a *WrongDigestError. Either way the writer is done.
+func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
+	defer w.Abort()
+	d, err := w.commit(want)
+	if err != nil {
+		return "", 0, fmt.Errorf("write blob: %w", err)
+	}
+	return d, w.size, nil
+}
+
+func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
+	if w.buf == nil {
+		return "", fs.ErrClosed
+	}
+	if err := w.buf.Flush(); err != nil {
+		return "", err
+	}
+	got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(w.hash.Sum(nil)))
+	if want != "" && got != want {
+		return "", &WrongDigestError{Want: want, Got: got}
+	}
+	if err := w.f.close(false); err != nil {
+		return "", err
+	}
+	if w.s.HasBlob(got, w.size) {
+		return got, nil // somebody else was faster; who opened that file keeps it
+	}
+	w.s.point("blob.written")
+	// The mark comes between the last byte and the name: see Sync, which relies on it.
+	if err := w.s.boot.mark(w.s, got); err != nil {
+		return "", err
+	}
+	w.s.point("blob.marked")
+	if err := w.f.rename(w.s.BlobPath(got)); err != nil {
+		return "", err
+	}
+	w.s.point("blob.published")
+	return got, nil
+}
+
+// Abort gives the blob up. After Commit it does nothing.
+func (w *BlobWriter) Abort() {
+	if w.buf != nil {
+		w.buf.Reset(nil)
+		buffers.Put(w.buf)
+		w.buf = nil
+	}
+	w.f.discard()
+}
+
+// RemoveBlob removes a blob that turned out to be damaged.
+func (s *Store) RemoveBlob(d digest.Digest) error {
+	path := s.BlobPath(d)
+	if path == "" {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove blob %s: %w", d, err)
+	}
+	s.boot.unmark(s, d)
+	return nil
+}

@@ -1,0 +1,269 @@
+// Package userns owns the way into the namespaces in which layers are unpacked and steps run: it decides which way is
+// open to this user (Detect), starts a second copy of the program there (Start) and lets the first call functions of
+// the second (Holder.Call, Reentry).
+//
+// The second copy is called the holder. It is process 1 of a pid namespace of its own, so that its death, however it
+// comes about, ends every process it started; and it ends when the process that started it does. It runs in a session
+// of its own: a terminal's Ctrl-C reaches only the front process, which decides what to cancel.
+//
+// The package knows nothing of layers and steps: methods are names, arguments JSON and open files. It refuses to pick a
+// lesser isolation than asked for in silence: what does not work is an *Error that names the primitive, who blocks it and
+// the smallest fix.
+package userns
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// KindRoot is the Kind of a plan that needs no user namespace because ids are what they are on the host.
+const KindRoot = "root"
+
+// IDMap maps Count ids starting at Inside (in the namespace) to those starting at Outside.
+type IDMap struct{ Inside, Outside, Count uint32 }
+
+// Plan says how to enter the namespaces. The zero value is not useful; take it from Detect.
+type Plan struct {
+	// Kind names what the ids of files on disk mean, for directories that must not be shared between different
+	// meanings: "root", or the hex digest of the id map.
+	Kind string
+	// UIDs and GIDs are the maps of the user namespace to make; empty means: make none.
+	UIDs, GIDs []IDMap
+	// Newuidmap and Newgidmap are the paths of the helpers that write maps of more than one id.
+	Newuidmap, Newgidmap string
+}
+
+// NewUser reports whether the plan makes a user namespace.
+func (p Plan) NewUser() bool { return len(p.UIDs) > 0 }
+
+// Error says why namespaces cannot be had: which primitive failed, who blocks it, and the smallest thing that would help.
+type Error struct {
+	Primitive string // e.g. "user namespace"
+	Blocker   string // e.g. "sysctl user.max_user_namespaces is 0"
+	Fix       string // a command or a setting
+	Err       error  // what the kernel or the helper said; may be nil
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Primitive)
+	if e.Err != nil {
+		fmt.Fprintf(&b, ": %v", e.Err)
+	}
+	if e.Blocker != "" {
+		fmt.Fprintf(&b, ": %s", e.Blocker)
+	}
+	if e.Fix != "" {
+		fmt.Fprintf(&b, " (fix: %s)", e.Fix)
+	}
+	return b.String()
+}
+
+// Unwrap returns what the kernel or the helper said.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Detect finds the best plan for the calling process. It only looks; nothing is started and nothing is changed.
+func Detect() (Plan, error) {
+	return detect(systemHost())
+}
+
+// host is what Detect looks at, so that tests can be other machines.
+type host struct {
+	euid, egid int
+	sysAdmin   bool
+	noNewPrivs bool
+	root       string // prefix of /etc and /proc files
+	userName   func(uid int) string
+	lookPath   func(name string) (string, error)
+	privileged func(path string) bool // setuid root or file capabilities
+}
+
+func systemHost() host {
+	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	return host{
+		euid:       os.Geteuid(),
+		egid:       os.Getegid(),
+		sysAdmin:   hasSysAdmin(),
+		noNewPrivs: nnp == 1,
+		userName: func(uid int) string {
+			u, err := user.LookupId(strconv.Itoa(uid))
+			if err != nil {
+				return ""
+			}
+			return u.Username
+		},
+		lookPath:   exec.LookPath,
+		privileged: canRaiseIDs,
+	}
+}
+
+func detect(h host) (Plan, error) {
+	if h.euid == 0 && h.sysAdmin {
+		return Plan{Kind: h.rootKind()}, nil
+	}
+	if h.euid == 0 {
+		return Plan{}, &Error{
+			Primitive: "mount and pid namespaces",
+			Blocker:   "root without CAP_SYS_ADMIN, as in a container with default settings",
+			Fix:       "run the container with --security-opt seccomp=unconfined as an ordinary user, or with --cap-add SYS_ADMIN",
+			Err:       unix.EPERM,
+		}
+	}
+	if err := h.sysctlBlocks(); err != nil {
+		return Plan{}, err
+	}
+	return h.rangePlan()
+}
+
+// rootKind is "root" where ids are the machine's own, and the digest of the map when this root is one of a user namespace
+// that somebody else made: the files it writes have other owners on disk.
+func (h host) rootKind() string {
+	uids, err1 := os.ReadFile(h.root + "/proc/self/uid_map")
+	gids, err2 := os.ReadFile(h.root + "/proc/self/gid_map")
+	if err1 != nil || err2 != nil || (isWholeMap(uids) && isWholeMap(gids)) {
+		return KindRoot
+	}
+	return digestOf(strings.Join(strings.Fields(string(uids)), " ") + "\n" + strings.Join(strings.Fields(string(gids)), " "))
+}
+
+func isWholeMap(m []byte) bool {
+	f := strings.Fields(string(m))
+	return len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295"
+}
+
+// sysctlBlocks reports settings that forbid user namespaces outright.
+func (h host) sysctlBlocks() error {
+	for _, s := range []struct{ file, name, want string }{
+		{"/proc/sys/user/max_user_namespaces", "user.max_user_namespaces", "15000"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone", "1"},
+	} {
+		b, err := os.ReadFile(h.root + s.file)
+		if err == nil && strings.TrimSpace(string(b)) == "0" {
+			return &Error{
+				Primitive: "user namespace",
+				Blocker:   "sysctl " + s.name + " is 0",
+				Fix:       "sudo sysctl -w " + s.name + "=" + s.want,
+				Err:       unix.EPERM,
+			}
+		}
+	}
+	return nil
+}
+
+// rangePlan maps 0 to the caller and 1..N to its ranges of subordinate ids.
+func (h host) rangePlan() (Plan, error) {
+	p := Plan{}
+	var err error
+	if p.Newuidmap, err = h.helper("newuidmap"); err != nil {
+		return Plan{}, err
+	}
+	if p.Newgidmap, err = h.helper("newgidmap"); err != nil {
+		return Plan{}, err
+	}
+	if h.noNewPrivs {
+		return Plan{}, &Error{
+			Primitive: "newuidmap",
+			Blocker:   "no_new_privs is set on this process, so setuid helpers have no effect",
+			Fix:       "Kubernetes: allowPrivilegeEscalation: true; systemd: NoNewPrivileges=no",
+			Err:       unix.EPERM,
+		}
+	}
+	name := h.userName(h.euid)
+	if p.UIDs, err = h.idMap("/etc/subuid", name, h.euid); err != nil {
+		return Plan{}, err
+	}
+	if p.GIDs, err = h.idMap("/etc/subgid", name, h.egid); err != nil {
+		return Plan{}, err
+	}
+	p.Kind = digestOf(fmt.Sprint(p.UIDs, p.GIDs))
+	return p, nil
+}
+
+func (h host) helper(name string) (string, error) {
+	path, err := h.lookPath(name)
+	if err != nil {
+		return "", &Error{
+			Primitive: name,
+			Blocker:   "not installed",
+			Fix:       "sudo apt-get install uidmap (Fedora: shadow-utils, Alpine: shadow-subids)",
+			Err:       errors.Unwrap(err),
+		}
+	}
+	if !h.privileged(path) {
+		return "", &Error{
+			Primitive: name,
+			Blocker:   path + " is neither setuid root nor has it the capability to set ids, or its file system is mounted nosuid",
+			Fix:       "sudo chmod u+s " + path,
+		}
+	}
+	return path, nil
+}
+
+func (h host) idMap(file, name string, id int) ([]IDMap, error) {
+	missing := func(err error) error {
+		who := name
+		if who == "" {
+			who = strconv.Itoa(h.euid)
+		}
+		return &Error{
+			Primitive: "subordinate ids",
+			Blocker:   fmt.Sprintf("no range for %s in %s", who, file),
+			Fix:       "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + who,
+			Err:       err,
+		}
+	}
+	f, err := os.Open(h.root + file)
+	if err != nil {
+		return nil, missing(err)
+	}
+	defer f.Close()
+	ranges, err := parseSubIDs(f, name, h.euid)
+	if err != nil {
+		return nil, &Error{Primitive: "subordinate ids", Blocker: file + " cannot be read", Err: err}
+	}
+	m := mapRanges(uint32(id), ranges)
+	if len(m) == 1 {
+		return nil, missing(nil)
+	}
+	return m, nil
+}
+
+func digestOf(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:16])
+}
+
+func hasSysAdmin() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// canRaiseIDs reports whether executing path can give it the power to write id maps.
+func canRaiseIDs(path string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return false
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err == nil && fs.Flags&unix.ST_NOSUID != 0 {
+		return false
+	}
+	if st.Mode&unix.S_ISUID != 0 && st.Uid == 0 {
+		return true
+	}
+	n, err := unix.Getxattr(path, "security.capability", nil)
+	return err == nil && n > 0
+}
