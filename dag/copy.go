@@ -3,6 +3,7 @@ package dag
 import (
 	"errors"
 	"fmt"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
 		dest = "./"
 	}
 	op := Copy{
-		Add: c.add, Dest: absolute(st.workdir, dest, true), Chown: c.chown, Chmod: c.chmod,
+		Add: c.add, Dest: cleanDest(absolute(st.workdir, dest, true)), Chown: c.chown, Chmod: c.chmod,
 		Link: c.link && c.chmod == "", Parents: c.parents, Exclude: c.exclude, Unpack: c.unpack,
 		KeepGitDir: c.keepGitDir, Checksum: c.checksum,
 	}
@@ -91,6 +92,19 @@ func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
 	})
 	l.record(st, copiedBy(c)+ranSuffix, st.out)
 	return nil
+}
+
+// cleanDest cleans a destination but keeps a final / or /., which say that it is a directory.
+func cleanDest(dest string) string {
+	clean := path.Clean(dest)
+	switch {
+	case clean == "/":
+	case strings.HasSuffix(dest, "/"):
+		clean += "/"
+	case strings.HasSuffix(dest, "/."):
+		clean += "/."
+	}
+	return clean
 }
 
 // copyTree finds the tree the sources are in; making its step waits until it is known to be used.
@@ -131,10 +145,10 @@ func copiedBy(c copyFlags) string {
 func checkSources(c copyFlags) error {
 	if c.checksum != "" {
 		if len(c.SourcePaths) != 1 {
-			return errors.New("checksum can't be specified for multiple sources")
+			return parser.About("--checksum", errors.New("checksum can't be specified for multiple sources"))
 		}
 		if kindOf(c.SourcePaths[0]) == localSource {
-			return errors.New("checksum requires HTTP(S) or Git sources")
+			return parser.About("--checksum", errors.New("checksum requires HTTP(S) or Git sources"))
 		}
 	}
 	for _, p := range c.SourcePaths {
@@ -142,11 +156,11 @@ func checkSources(c copyFlags) error {
 		case kind == gitSource && c.add:
 			return notYet(fmt.Sprintf("ADD of a git repository (%q)", p))
 		case kind == gitSource:
-			return errors.New("source can't be a git ref for COPY")
+			return parser.About(p, errors.New("source can't be a git ref for COPY"))
 		case kind == httpSource && c.add:
 			return notYet(fmt.Sprintf("ADD of a URL (%q)", p))
 		case kind == httpSource:
-			return errors.New("source can't be a URL for COPY")
+			return parser.About(p, errors.New("source can't be a URL for COPY"))
 		}
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"build/parser"
 )
 
 // expose records ports. Ranges are spelt out; host addresses and host ports have no meaning in an image and are dropped.
@@ -21,7 +23,7 @@ func (l *lowering) expose(d *stage, c *instructions.ExposeCommand) error {
 		for _, spec := range specs {
 			p, err := parsePorts(spec)
 			if err != nil {
-				return err
+				return parser.About(spec, err)
 			}
 			ports = append(ports, p...)
 		}

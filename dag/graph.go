@@ -84,12 +84,12 @@ type Run struct {
 	ProxyEnv []string // proxy variables: given to the command, but in no key and no history
 	Dir      string
 	User     string
-	Shell    bool // Args begin with the stage's shell
-	Mounts   []Mount
-	Network  string // default, none or host
-	Security string // sandbox or insecure
-	Hostname string // "" is the caller's default
-	Files    []File // here-documents the command executes; to be mounted read-only at PipesDir
+	Shell    bool    // Args begin with the stage's shell
+	Mounts   []Mount // in the order of the instruction; a target can be below another one's
+	Network  string  // default, none or host
+	Security string  // sandbox or insecure
+	Hostname string  // "" is the caller's default
+	Files    []File  // here-documents the command executes; to be mounted read-only at PipesDir
 }
 
 // PipesDir is where Run.Files are found by the command.
@@ -135,7 +135,7 @@ type Mount struct {
 type Copy struct {
 	Add     bool
 	Sources []CopySource
-	Dest    string // absolute; ends in / or /. if a directory was asked for
+	Dest    string // absolute and clean, but ends in / or /. if a directory was asked for
 	Chown   string
 	Chmod   string // octal or symbolic, checked
 	Link    bool   // independent of the tree below; false also when --chmod makes BuildKit ignore --link
@@ -157,7 +157,7 @@ type CopySource struct {
 
 // Mkdir is WORKDIR: the directory and its missing parents. Inputs[0] is the tree it changes.
 type Mkdir struct {
-	Path string // absolute
+	Path string // absolute and clean
 	User string // owner, as in USER; "" is root
 }
 

@@ -13,6 +13,8 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/parser"
 )
 
 // state is what a stage has become so far: its files, and everything later instructions and the image see.
@@ -208,7 +210,7 @@ func (l *lowering) configure(st *state, cmd instructions.Command) error {
 		return l.volume(st, c)
 	case *instructions.StopSignalCommand:
 		if err := checkSignal(c.Signal); err != nil {
-			return err
+			return parser.About(c.Signal, err)
 		}
 		config.StopSignal = c.Signal
 		l.record(st, "STOPSIGNAL "+c.Signal, None)
@@ -287,7 +289,7 @@ func (l *lowering) workdir(d *stage, cmd command, c *instructions.WorkdirCommand
 		return
 	}
 	st.out = l.add(d, Step{
-		Op:       Mkdir{Path: dir, User: st.img.Config.User},
+		Op:       Mkdir{Path: path.Clean(dir), User: st.img.Config.User},
 		Inputs:   []ID{st.out},
 		Name:     l.stepName(d, l.title(c.String(), l.lex, st.env), st.platform, st.env, cmd.onbuild),
 		Pos:      l.file.Position(cmd.Location()),
@@ -319,7 +321,7 @@ func absolute(parent, p string, keepSlash bool) string {
 	case !keepSlash:
 	case strings.HasSuffix(p, "/") && !strings.HasSuffix(out, "/"):
 		out += "/"
-	case strings.HasSuffix(p, "/."):
+	case strings.HasSuffix(p, "/.") && !strings.HasSuffix(out, "/."):
 		if out != "/" {
 			out += "/"
 		}

@@ -32,7 +32,7 @@ func (l *lowering) mounts(d *stage, cmd command, c *instructions.RunCommand, inp
 			lowered, err = sshMount(d, m, sockets)
 			sockets++
 		default:
-			lowered, err = l.treeMount(d, m, from, inputs)
+			lowered, err = l.treeMount(d, cmd, m, from, inputs)
 		}
 		if err != nil {
 			return nil, err
@@ -43,7 +43,7 @@ func (l *lowering) mounts(d *stage, cmd command, c *instructions.RunCommand, inp
 }
 
 // treeMount lowers bind, cache and tmpfs.
-func (l *lowering) treeMount(d *stage, m *instructions.Mount, from *stage, inputs *[]ID) (Mount, error) {
+func (l *lowering) treeMount(d *stage, cmd command, m *instructions.Mount, from *stage, inputs *[]ID) (Mount, error) {
 	target := mountTarget(d, m.Target)
 	if target == "/" {
 		return Mount{}, fmt.Errorf("invalid mount target %q", target)
@@ -68,7 +68,7 @@ func (l *lowering) treeMount(d *stage, m *instructions.Mount, from *stage, input
 	case from != nil:
 		tree = from.state.out
 	case m.Type == instructions.MountTypeBind:
-		tree = l.contextStep("", d.pos, d.state.platform)
+		tree = l.contextStep("", l.file.Position(cmd.Location()), l.settings.target)
 	default:
 		return out, nil
 	}

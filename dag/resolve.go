@@ -10,11 +10,11 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	bkparser "github.com/moby/buildkit/frontend/dockerfile/parser"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/parser"
 )
 
 // defaultPath is the PATH of images that set none.
@@ -229,22 +229,9 @@ func onbuildError(text string, err error) error {
 }
 
 func (l *lowering) parseTrigger(d *stage, text string) (command, error) {
-	result, err := bkparser.Parse(strings.NewReader(text))
+	ic, err := parser.ParseTrigger(text, d.pos) // its place in this file is the FROM
 	if err != nil {
 		return command{}, err
-	}
-	if len(result.AST.Children) != 1 {
-		return command{}, fmt.Errorf("onbuild trigger should be a single expression")
-	}
-	node := result.AST.Children[0]
-	node.StartLine, node.EndLine = d.pos.Start.Line, d.pos.End.Line // its place in this file is the FROM
-	parsed, err := instructions.ParseInstructionWithLinter(node, linter.New(&linter.Config{}))
-	if err != nil {
-		return command{}, err
-	}
-	ic, ok := parsed.(instructions.Command)
-	if !ok {
-		return command{}, fmt.Errorf("%s isn't allowed as an ONBUILD trigger", strings.ToUpper(node.Value))
 	}
 	cmd, err := l.linked(d, ic)
 	cmd.onbuild = true

@@ -8,14 +8,15 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	bkparser "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
+
+	"build/parser"
 )
 
 // run adds the step of a RUN.
 func (l *lowering) run(d *stage, cmd command, c *instructions.RunCommand) error {
 	if len(instructions.GetDevices(c)) > 0 {
-		return notYet("RUN --device")
+		return parser.About("--device", notYet("RUN --device"))
 	}
 	st := &d.state
 	line, files, summary, err := commandLine(st, c)
@@ -67,7 +68,7 @@ func commandLine(st *state, c *instructions.RunCommand) (line instructions.Shell
 	if len(line.CmdLine) != 1 || !line.PrependShell {
 		return line, nil, "", fmt.Errorf("parsing produced an invalid run command: %v", line.CmdLine)
 	}
-	if bkparser.MustParseHeredoc(line.CmdLine[0]) == nil {
+	if !parser.IsHeredoc(line.CmdLine[0]) {
 		var b strings.Builder
 		b.WriteString(line.CmdLine[0])
 		for _, f := range line.Files {
@@ -79,7 +80,7 @@ func commandLine(st *state, c *instructions.RunCommand) (line instructions.Shell
 	doc := line.Files[0]
 	text := doc.Data
 	if doc.Chomp {
-		text = bkparser.ChompHeredocContent(text)
+		text = parser.StripTabs(text)
 	}
 	summary = " (" + firstLine(doc.Data) + ")"
 	if st.img.OS == "windows" || !strings.HasPrefix(text, "#!") {

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	bkparser "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/util/suggest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -51,7 +50,8 @@ type command struct {
 // dep is the use of another stage's files by an instruction.
 type dep struct {
 	stage *stage
-	loc   []bkparser.Range
+	name  string // as written
+	pos   parser.Range
 }
 
 // addStage expands a FROM and enters the stage in the table. FROM is checked for every stage, needed or not.
@@ -192,17 +192,28 @@ func (l *lowering) linked(d *stage, ic instructions.Command) (command, error) {
 			}
 			src, ok := l.stageNamed(m.From) // a mount names a stage, never its number
 			if !ok {
-				src = l.externalSource(m.From, c.Location())
+				src = l.externalSource(m.From, l.file.Position(c.Location()))
 			}
 			cmd.from[i] = src
 		}
 	}
-	for _, src := range cmd.from {
+	for i, src := range cmd.from {
 		if src != nil {
-			d.deps = append(d.deps, dep{stage: src, loc: ic.Location()})
+			d.deps = append(d.deps, dep{stage: src, name: fromName(ic, i), pos: l.file.Position(ic.Location())})
 		}
 	}
 	return cmd, nil
+}
+
+// fromName is the name by which an instruction calls the i-th tree it takes files from.
+func fromName(ic instructions.Command, i int) string {
+	switch c := ic.(type) {
+	case *instructions.CopyCommand:
+		return c.From
+	case *instructions.RunCommand:
+		return instructions.GetMounts(c)[i].From
+	}
+	return ""
 }
 
 // copySource finds what COPY --from names: a stage by name or number, else an image or a named context.
@@ -212,27 +223,27 @@ func (l *lowering) copySource(c *instructions.CopyCommand) (*stage, error) {
 		return nil, err
 	}
 	if r.Result != c.From {
-		return nil, errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround")
+		return nil, parser.About("--from", errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"))
 	}
 	if n, err := strconv.Atoi(c.From); err == nil {
 		if n < 0 || n >= len(l.stages) {
-			return nil, fmt.Errorf("invalid stage index %d", n)
+			return nil, parser.About("--from", fmt.Errorf("invalid stage index %d", n))
 		}
 		return l.stages[n], nil
 	}
 	if src, ok := l.stageNamed(c.From); ok {
 		return src, nil
 	}
-	return l.externalSource(c.From, c.Location()), nil
+	return l.externalSource(c.From, l.file.Position(c.Location())), nil
 }
 
-func (l *lowering) externalSource(name string, loc []bkparser.Range) *stage {
+func (l *lowering) externalSource(name string, pos parser.Range) *stage {
 	l.sources++
 	return &stage{
-		Stage:    instructions.Stage{BaseName: name, Location: loc},
+		Stage:    instructions.Stage{BaseName: name},
 		external: true,
 		index:    -1,
-		pos:      l.file.Position(loc),
+		pos:      pos,
 	}
 }
 
@@ -267,7 +278,8 @@ func (l *lowering) checkCycles() error {
 			continue
 		}
 		if closing := visit(d); closing != nil {
-			return l.at(l.file.Position(closing.loc), fmt.Errorf("circular dependency detected on stage: %s", d.label))
+			err := fmt.Errorf("circular dependency detected on stage: %s", d.label)
+			return l.at(closing.pos, parser.About("from="+closing.name, err))
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ const maxLowers = 500
 func mountRoot(r Root, s Security) (int, error) {
 	switch r := r.(type) {
 	case Overlay:
-		fd, err := mountOverlay(r, s)
+		fd, _, err := mountOverlay(r, int(rootAttrs(s)))
 		return fd, setupError("mount overlay", err)
 	case Tree:
 		fd, err := cloneMount(r.Dir, rootAttrs(s))
@@ -45,9 +45,9 @@ func cloneMount(path string, set uint64) (int, error) {
 	return fd, setAttrs(fd, set)
 }
 
-// cloneFD is cloneMount of an open path.
-func cloneFD(path int, set uint64) (int, error) {
-	fd, err := unix.OpenTree(path, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+// cloneFD is cloneMount of an open path. flags is AT_RECURSIVE or 0, which leaves out what is mounted below.
+func cloneFD(path int, flags uint, set uint64) (int, error) {
+	fd, err := unix.OpenTree(path, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|flags)
 	if err != nil {
 		return -1, err
 	}
@@ -116,15 +116,18 @@ func (l *layerFDs) close() {
 	}
 }
 
-func openLayers(o Overlay) (l *layerFDs, err error) {
-	l = &layerFDs{upper: -1, work: -1}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
+func openLayers(o Overlay) (*layerFDs, error) {
+	l := &layerFDs{upper: -1, work: -1}
+	if err := l.open(o); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *layerFDs) open(o Overlay) error {
 	if len(o.Lower) > maxLowers {
-		return nil, fmt.Errorf("%d lower layers, the kernel takes %d", len(o.Lower), maxLowers)
+		return fmt.Errorf("%d lower layers, the kernel takes %d", len(o.Lower), maxLowers)
 	}
 	open := func(path string) (int, error) {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -136,22 +139,23 @@ func openLayers(o Overlay) (l *layerFDs, err error) {
 	for i := len(o.Lower) - 1; i >= 0; i-- {
 		fd, err := open(o.Lower[i])
 		if err != nil {
-			return nil, err
+			return err
 		}
 		l.lower = append(l.lower, fd)
 	}
 	if len(l.lower) == 0 { // an overlay needs a lower
 		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_RDONLY, "mode=0755")
 		if err != nil {
-			return nil, fmt.Errorf("mount an empty layer: %w", err)
+			return fmt.Errorf("mount an empty layer: %w", err)
 		}
 		l.lower = append(l.lower, fd)
 	}
+	var err error
 	if l.upper, err = open(o.Upper); err != nil {
-		return nil, err
+		return err
 	}
 	l.work, err = open(o.Work)
-	return l, err
+	return err
 }
 
 // overlayOptions hold for every overlay, whoever makes it. Without userxattr an overlay made in a user namespace mounts but
@@ -159,40 +163,61 @@ func openLayers(o Overlay) (l *layerFDs, err error) {
 // a directory that is thrown away after a crash is wasted.
 var overlayOptions = []string{"userxattr", "index=off", "volatile"}
 
-// mountOverlay tries the ways of naming layers, newest first: by descriptor, by name one at a time, by name in one mount(2).
-// Names are those of our own descriptors, so they are short whatever the layers are called.
-func mountOverlay(o Overlay, s Security) (int, error) {
+// overlayWays are the ways of naming layers, newest first: by descriptor, by name one at a time, by name in one mount(2). Names
+// are those of our own descriptors, so they are short whatever the layers are called.
+var overlayWays = []struct {
+	name  string
+	mount func(Overlay, int) (int, error)
+}{
+	{"layers by descriptor", overlayByFD},
+	{"layers by name", overlayByName},
+	{"layers by mount(2)", overlayByMount},
+}
+
+// optionError is about the interface: the kernel does not know an option, or not in that form. The next way may work.
+type optionError struct {
+	option string
+	err    error
+}
+
+func (e *optionError) Error() string { return "option " + e.option + ": " + e.err.Error() }
+func (e *optionError) Unwrap() error { return e.err }
+
+// mountOverlay returns the mount and the name of the way that worked. Of several failures the first that is not about the
+// interface is the one to know.
+func mountOverlay(o Overlay, attrs int) (fd int, way string, err error) {
+	for _, w := range overlayWays {
+		fd, werr := w.mount(o, attrs)
+		if werr == nil {
+			return fd, w.name, nil
+		}
+		var oe *optionError
+		if err == nil || errors.As(err, &oe) {
+			err = werr
+		}
+		if !errors.Is(werr, unix.EINVAL) && !errors.Is(werr, unix.ENOSYS) {
+			break
+		}
+	}
+	return -1, "", err
+}
+
+func overlayByFD(o Overlay, attrs int) (int, error) {
+	return overlayWith(o, attrs, unix.FsconfigSetFd)
+}
+
+func overlayByName(o Overlay, attrs int) (int, error) {
+	return overlayWith(o, attrs, func(fs int, key string, fd int) error {
+		return unix.FsconfigSetString(fs, key, "/proc/self/fd/"+strconv.Itoa(fd))
+	})
+}
+
+func overlayWith(o Overlay, attrs int, set func(fs int, key string, fd int) error) (int, error) {
 	l, err := openLayers(o)
 	if err != nil {
 		return -1, err
 	}
 	defer l.close()
-	attrs := int(rootAttrs(s))
-	var errs []error
-	for _, way := range []func(*layerFDs, int) (int, error){overlayByFD, overlayByName, overlayByMount} {
-		fd, err := way(l, attrs)
-		if err == nil {
-			return fd, nil
-		}
-		errs = append(errs, err)
-		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENAMETOOLONG) {
-			break // not about the interface
-		}
-	}
-	return -1, errs[len(errs)-1]
-}
-
-func overlayByFD(l *layerFDs, attrs int) (int, error) {
-	return overlayWith(l, attrs, unix.FsconfigSetFd)
-}
-
-func overlayByName(l *layerFDs, attrs int) (int, error) {
-	return overlayWith(l, attrs, func(fs int, key string, fd int) error {
-		return unix.FsconfigSetString(fs, key, "/proc/self/fd/"+strconv.Itoa(fd))
-	})
-}
-
-func overlayWith(l *layerFDs, attrs int, set func(fs int, key string, fd int) error) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -200,19 +225,18 @@ func overlayWith(l *layerFDs, attrs int, set func(fs int, key string, fd int) er
 	defer unix.Close(fs)
 	for _, o := range overlayOptions {
 		if err := setOption(fs, o); err != nil {
-			return -1, withLog(fs, fmt.Errorf("option %s: %w", o, err))
+			return -1, &optionError{o, withLog(fs, err)}
 		}
 	}
 	for _, fd := range l.lower {
 		if err := set(fs, "lowerdir+", fd); err != nil {
-			return -1, withLog(fs, fmt.Errorf("option lowerdir+: %w", err))
+			return -1, &optionError{"lowerdir+", withLog(fs, err)}
 		}
 	}
-	if err := set(fs, "upperdir", l.upper); err != nil {
-		return -1, withLog(fs, fmt.Errorf("option upperdir: %w", err))
-	}
-	if err := set(fs, "workdir", l.work); err != nil {
-		return -1, withLog(fs, fmt.Errorf("option workdir: %w", err))
+	for key, fd := range map[string]int{"upperdir": l.upper, "workdir": l.work} {
+		if err := set(fs, key, fd); err != nil {
+			return -1, &optionError{key, withLog(fs, err)}
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, withLog(fs, err)
@@ -223,7 +247,7 @@ func overlayWith(l *layerFDs, attrs int, set func(fs int, key string, fd int) er
 // overlayByMount is for kernels before 6.5. mount(2) can only attach, so it happens in a mount namespace of a thread that ends
 // with this function, from which a detached copy is taken. All options must fit in one page: the thread's working directory is
 // its table of descriptors, in which a layer's name is a number.
-func overlayByMount(l *layerFDs, attrs int) (int, error) {
+func overlayByMount(o Overlay, attrs int) (int, error) {
 	type result struct {
 		fd  int
 		err error
@@ -231,20 +255,33 @@ func overlayByMount(l *layerFDs, attrs int) (int, error) {
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends here
-		fd, err := overlayOnThread(l, uint64(attrs))
+		fd, err := overlayOnThread(o, uint64(attrs))
 		done <- result{fd, err}
 	}()
 	r := <-done
 	return r.fd, r.err
 }
 
-func overlayOnThread(l *layerFDs, attrs uint64) (int, error) {
+func overlayOnThread(o Overlay, attrs uint64) (int, error) {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return -1, err
+		return -1, fmt.Errorf("new mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return -1, fmt.Errorf("make mounts private: %w", err)
+	}
+	// Directories to mount on that exist, and in which no layer is.
+	const empty, at = "/sys", "/proc"
+	if len(o.Lower) == 0 {
+		if err := unix.Mount("tmpfs", empty, "tmpfs", unix.MS_RDONLY, "mode=0755"); err != nil {
+			return -1, fmt.Errorf("mount an empty layer: %w", err)
+		}
+		o.Lower = []string{empty}
+	}
+	l, err := openLayers(o) // here, because mounts of another namespace cannot be layers
+	if err != nil {
 		return -1, err
 	}
+	defer l.close()
 	if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
 		return -1, err
 	}
@@ -252,12 +289,9 @@ func overlayOnThread(l *layerFDs, attrs uint64) (int, error) {
 	for i, fd := range l.lower {
 		lower[i] = strconv.Itoa(fd)
 	}
-	data := fmt.Sprintf("lowerdir=%s,upperdir=%d,workdir=%d,", strings.Join(lower, ":"), l.upper, l.work)
-	if len(data) > 4000 {
-		return -1, unix.ENAMETOOLONG
-	}
-	const at = "/proc" // any directory would do; this one need not exist in the step
-	if err := unix.Mount("overlay", at, "overlay", 0, data+strings.Join(overlayOptions, ",")); err != nil {
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%d,workdir=%d,%s",
+		strings.Join(lower, ":"), l.upper, l.work, strings.Join(overlayOptions, ","))
+	if err := unix.Mount("overlay", at, "overlay", 0, data); err != nil {
 		return -1, err
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)

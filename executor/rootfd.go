@@ -55,6 +55,7 @@ type touched struct {
 type maker struct {
 	root    int
 	rootDev uint64
+	rootIno uint64
 	stubs   []stub
 	touched []touched
 }
@@ -64,7 +65,7 @@ func newMaker(root int) (*maker, error) {
 	if err := unix.Fstat(root, &st); err != nil {
 		return nil, err
 	}
-	return &maker{root: root, rootDev: st.Dev}, nil
+	return &maker{root: root, rootDev: st.Dev, rootIno: st.Ino}, nil
 }
 
 // owner of what is made, when it is to stay.
@@ -80,17 +81,20 @@ func (m *maker) target(path string, dir bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := checkTarget(fd, dir); err != nil {
+	if err := m.check(fd, dir); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func checkTarget(fd int, dir bool) error {
+func (m *maker) check(fd int, dir bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
+	}
+	if st.Dev == m.rootDev && st.Ino == m.rootIno {
+		return errors.New("mounts on / are not allowed")
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {

@@ -18,16 +18,21 @@ type preparedMount struct {
 	Memory string // name in the memory file system
 	Dir    bool
 	Attrs  uint64 // for Memory
-	Strict bool   // failure to make the target is an error
 }
 
 // sources prepares the sources of a step's mounts in the process that runs it. Everything it opens is in files.
 type sources struct {
-	files  []*os.File
-	memory int // descriptor of the memory file system, -1 until needed
+	files  []*os.File // the first is the memory file system
+	memory int        // its descriptor
 	count  int
 	mounts []preparedMount
 }
+
+// Directories of the memory file system, whose other entries are the contents of File mounts.
+const (
+	memoryEmpty = "empty" // masks directories
+	memoryRoot  = "root"  // where the root is attached before it becomes the root
+)
 
 func (s *sources) close() {
 	for _, f := range s.files {
@@ -41,12 +46,15 @@ func (s *sources) keep(fd int, name string) int {
 }
 
 func prepareSources(spec *Spec) (s *sources, err error) {
-	s = &sources{memory: -1}
+	s = &sources{}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
+	if err := s.openMemory(); err != nil {
+		return s, setupError("make a memory file system", err)
+	}
 	for _, f := range []struct {
 		target string
 		data   []byte
@@ -88,12 +96,28 @@ func (s *sources) add(m Mount, sec Security) error {
 		if err != nil {
 			return err
 		}
-		s.mounts = append(s.mounts, preparedMount{Target: m.Target, FD: s.keep(fd, m.Target), Dir: true, Strict: true})
+		s.mounts = append(s.mounts, preparedMount{Target: m.Target, FD: s.keep(fd, m.Target), Dir: true})
 		return nil
 	case File:
 		return s.file(m.Target, src, 0)
 	}
 	return fmt.Errorf("unknown source %T", m.Source)
+}
+
+// openMemory makes the file system that the step's files in memory are on. It is out of the step's sight.
+func (s *sources) openMemory() error {
+	fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=0700")
+	if err != nil {
+		return err
+	}
+	s.memory = fd
+	s.keep(fd, "memory")
+	for _, dir := range []string{memoryEmpty, memoryRoot} {
+		if err := unix.Mkdirat(fd, dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // bind resolves a host path once and copies the mount that it is on.
@@ -119,12 +143,12 @@ func (s *sources) bind(target string, b BindPath, sec Security) error {
 	if b.ReadOnly {
 		attrs |= unix.MOUNT_ATTR_RDONLY
 	}
-	mnt, err := cloneFD(fd, attrs)
+	mnt, err := cloneFD(fd, unix.AT_RECURSIVE, attrs)
 	if err != nil {
 		return fmt.Errorf("copy the mount of %s: %w", b.Path, err)
 	}
 	s.mounts = append(s.mounts, preparedMount{
-		Target: target, FD: s.keep(mnt, target), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR, Strict: true,
+		Target: target, FD: s.keep(mnt, target), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR,
 	})
 	return nil
 }
@@ -132,14 +156,6 @@ func (s *sources) bind(target string, b BindPath, sec Security) error {
 // file writes a file to the step's memory file system. It is mounted from there by the step itself, once that file system is
 // attached in its namespace.
 func (s *sources) file(target string, f File, attrs uint64) error {
-	if s.memory < 0 {
-		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=0700")
-		if err != nil {
-			return err
-		}
-		s.memory = fd
-		s.keep(fd, "memory")
-	}
 	mode := f.Mode
 	if mode == 0 {
 		mode = 0o444
@@ -162,7 +178,7 @@ func (s *sources) file(target string, f File, attrs uint64) error {
 		return err
 	}
 	s.mounts = append(s.mounts, preparedMount{
-		Target: target, FD: -1, Memory: name, Strict: true,
+		Target: target, FD: -1, Memory: name,
 		Attrs: attrs | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
 	})
 	return nil

@@ -67,7 +67,7 @@ func (f *userFiles) resolve(spec string) (identity, error) {
 		return l[0] != "" && (numeric && l[2] == user || !numeric && l[0] == user)
 	})
 	switch {
-	case err != nil && !(spec == "" || numeric && uid == 0):
+	case err != nil && !numeric: // a number means itself whatever the image has for a passwd file
 		return id, err
 	case found:
 		name = line[0]

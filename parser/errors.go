@@ -86,7 +86,10 @@ func (s *source) wrap(r Range, err error) *Error {
 	if m := suggestion.FindStringSubmatch(msg); m != nil {
 		msg, hint = m[1], m[2]
 	}
-	e = &Error{Range: r, Msg: msg, Hint: hint, Err: err, source: s}
+	if better, ok := s.suggest(r, err, msg); ok {
+		hint = better
+	}
+	e = &Error{Range: r, Msg: harmless(msg), Hint: hint, Err: err, source: s}
 	if at, ok := s.find(r, tokensOf(err, msg)); ok {
 		e.At = at
 	}
@@ -105,6 +108,10 @@ func tokensOf(err error, msg string) []string {
 		return []string{unknown.Instruction}
 	}
 	var tokens []string
+	var about *wordError
+	if errors.As(err, &about) {
+		tokens = append(tokens, about.word)
+	}
 	for _, q := range quotedWord.FindAllString(msg, -1) {
 		if word, err := strconv.Unquote(q); err == nil && q[0] == '"' {
 			tokens = append(tokens, word)
@@ -113,9 +120,29 @@ func tokensOf(err error, msg string) []string {
 		}
 	}
 	if strings.Contains(msg, "flag") {
-		tokens = append(flagWord.FindAllString(msg, -1), tokens...)
+		tokens = append(tokens, flagWord.FindAllString(msg, -1)...)
 	}
 	return tokens
+}
+
+// wordError is an error about a word of an instruction.
+type wordError struct {
+	error
+	word string
+}
+
+func (e *wordError) Unwrap() error { return e.error }
+
+// About says which word of an instruction an error is about, as it stands in the file, so that File.Error finds its column.
+func About(word string, err error) error { return &wordError{error: err, word: word} }
+
+// harmless keeps words of a Dockerfile that are quoted in a message from doing anything to the terminal.
+func harmless(msg string) string {
+	lines := strings.Split(msg, "\n")
+	for i, l := range lines {
+		lines[i] = printable(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // located turns an error of BuildKit's packages into ours. Directive and scanner errors are reported by them one line too early,

@@ -13,6 +13,9 @@ const contextLines = 2
 // maxExcerptLines bounds how many lines of one instruction an excerpt shows.
 const maxExcerptLines = 12
 
+// maxShownBytes bounds how much of one line an excerpt shows.
+const maxShownBytes = 400
+
 const rule = "--------------------\n"
 
 // Render shows the place of the error in the source the way docker does: the lines around it, the offending ones marked
@@ -72,9 +75,12 @@ func (s *source) excerpt(r Range, at Position, note string) string {
 			mark = ">>> "
 		}
 		text := s.line(n)
+		if len(text) > maxShownBytes {
+			text = strings.ToValidUTF8(text[:maxShownBytes], "") + "..."
+		}
 		line := fmt.Sprintf("%*d | %s%s", width, n, mark, printable(text))
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
-		if n == at.Line && at.Col > 0 {
+		if n == at.Line && at.Col > 0 && at.Col <= maxShownBytes {
 			fmt.Fprintln(&b, strings.TrimRight(fmt.Sprintf("%*s |     %s^ %s", width, "", caretIndent(text, at.Col), note), " "))
 		}
 	}

@@ -367,9 +367,6 @@ func (a *applier) content(fd int, r io.Reader, sum hash.Hash) (int64, error) {
 
 // link makes a hard link to an earlier entry of the layer.
 func (a *applier) link(parent int, base string, e *tree.Entry) error {
-	if e.Hardlink == e.Path {
-		return errors.New("a hard link to itself")
-	}
 	dir, name := splitPath(e.Hardlink)
 	from, err := openBeneath(a.root, dir)
 	if err != nil {

@@ -203,6 +203,9 @@ func (s *scanner) plain(h *tar.Header, path string) (*tree.Entry, error) {
 		if err != nil {
 			return nil, err
 		}
+		if target == path || tree.Below(target, path) {
+			return nil, fmt.Errorf("a hard link in place of its target %q", h.Linkname)
+		}
 		if to, ok := s.links[target]; ok { // a second name of a symbolic link is as good as a second link
 			e.Type, e.Link, e.Mode = tree.Symlink, to, 0o777
 			return e, nil

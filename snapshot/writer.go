@@ -44,7 +44,7 @@ type Writer struct {
 	enc  encoder
 	off  int64
 
-	file *indexFile
+	file *store.FileWriter // the index
 	idx  *tree.Writer
 
 	seed  maphash.Seed
@@ -65,7 +65,7 @@ func (l *Layers) NewWriter(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a layer: %w", err)
 	}
-	file, err := l.newIndexFile()
+	file, err := l.st.Create(ctx, store.KindIndex)
 	if err != nil {
 		blob.Abort()
 		return nil, fmt.Errorf("start a layer: %w", err)
@@ -277,7 +277,7 @@ func (w *Writer) commit() (Layer, error) {
 	if err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
-	if err := w.file.publish(diffID); err != nil {
+	if err := w.file.Commit(indexKey(diffID)); err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
 	if err := w.l.addBlob(w.ctx, diffID, plainBlob(diffID, size)); err != nil {
@@ -294,5 +294,5 @@ func (w *Writer) Abort() {
 	w.done = true
 	_ = w.out.Close() // the goroutine is done with the blob
 	w.blob.Abort()
-	w.file.abort()
+	w.file.Abort()
 }

@@ -8,8 +8,8 @@ import (
 	"build/dag"
 	"build/internal/buildctx"
 	"build/internal/progress"
-	"build/snapshot"
 	"build/parser"
+	"build/snapshot"
 )
 
 // Run carries out one build: Dockerfile and context in, image out. Whatever happens, nothing is left behind but what the
@@ -59,11 +59,6 @@ func (o *Options) fill() {
 	if o.Pull == "" {
 		o.Pull = PullMissing
 	}
-	for _, kv := range o.BuildArgs {
-		if kv.Key == "SOURCE_DATE_EPOCH" {
-			o.Epoch = parseEpoch(kv.Value)
-		}
-	}
 }
 
 // check refuses what cannot work before anything is done.
@@ -104,8 +99,10 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err := s.preflight(graph); err != nil {
 		return nil, err
 	}
+	s.epoch = graph.Epoch
 	s.planOutputs()
 	ev := newEvaluator(ctx, s, graph)
+	defer ev.drain()
 	out := &outcome{}
 	if graph.Target >= 0 {
 		if out, err = ev.eval(ctx, graph.Target); err != nil {
@@ -150,13 +147,6 @@ func (s *session) lower(ctx context.Context, f *parser.File) (*dag.Graph, error)
 
 func (s *session) dagOptions() dag.Options {
 	o := s.opts
-	args := map[string]string{}
-	for _, kv := range o.ProxyArgs {
-		args[kv.Key] = kv.Value
-	}
-	for _, kv := range o.BuildArgs {
-		args[kv.Key] = kv.Value
-	}
 	ctxs := map[string]string{}
 	for _, kv := range o.NamedContexts {
 		ctxs[kv.Key] = kv.Value
@@ -166,13 +156,22 @@ func (s *session) dagOptions() dag.Options {
 		labels = append(labels, dag.Label{Key: kv.Key, Value: kv.Value})
 	}
 	d := dag.Options{
-		BuildArgs: args, Target: o.Target, Labels: labels, BuildPlatform: hostPlatform(),
+		BuildArgs: s.buildArgs(), Target: o.Target, Labels: labels, BuildPlatform: hostPlatform(),
 		Contexts: ctxs, NoCache: o.NoCache, Epoch: o.Epoch, Network: o.Network,
 	}
 	if len(o.Platforms) > 0 {
 		d.Platform = o.Platforms[0]
 	}
 	return d
+}
+
+// buildArgs is what --build-arg gave, over the proxy variables of the environment.
+func (s *session) buildArgs() map[string]string {
+	args := map[string]string{}
+	for _, kv := range append(s.opts.ProxyArgs[:len(s.opts.ProxyArgs):len(s.opts.ProxyArgs)], s.opts.BuildArgs...) {
+		args[kv.Key] = kv.Value
+	}
+	return args
 }
 
 // preflight refuses, before anything is pulled or run, what this machine or this version cannot do.

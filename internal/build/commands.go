@@ -46,7 +46,7 @@ func Images(_ context.Context, o StoreOptions) ([]ImageRow, error) {
 			Name: familiar(ref), Digest: n.Descriptor.Digest.String(), Platform: n.Platform,
 			Origin: string(n.Origin), Complete: n.Complete, Created: n.Time,
 		}
-		if img, _, err := readLocalImage(st, ref, n); err == nil {
+		if img, err := readLocalImage(st, ref, n); err == nil {
 			for _, l := range img.Manifest.Layers {
 				row.Size += l.Size
 			}
@@ -124,7 +124,8 @@ func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error)
 
 // Login checks credentials with a registry and keeps them where docker does.
 func Login(ctx context.Context, o StoreOptions, host, user, password string) error {
-	return newClient(o).Login(ctx, host, user, password)
+	_, err := newClient(o).Login(ctx, host, user, password)
+	return err
 }
 
 // Push sends an image of the store to the registry its name says, and returns the manifest's digest.
@@ -138,7 +139,7 @@ func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) 
 		return "", err
 	}
 	ref, _, _ := strings.Cut(key, " ")
-	img, cfg, err := readLocalImage(st, ref, n)
+	img, err := readLocalImage(st, ref, n)
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", name, err)
 	}
@@ -153,15 +154,13 @@ func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) 
 	}
 	for i, l := range img.Manifest.Layers {
 		pl := registry.PushLayer{Desc: l}
-		if i < len(cfg.RootFS.DiffIDs) {
-			blobs, err := layers.Blobs(cfg.RootFS.DiffIDs[i])
-			if err != nil {
-				return "", err
-			}
-			for _, b := range blobs {
-				if b.Digest == l.Digest {
-					pl.MountFrom = append(pl.MountFrom, b.Repos...)
-				}
+		blobs, err := layers.Blobs(img.DiffIDs[i])
+		if err != nil {
+			return "", err
+		}
+		for _, b := range blobs {
+			if b.Digest == l.Digest {
+				pl.MountFrom = append(pl.MountFrom, b.Repos...)
 			}
 		}
 		pl.Open = storedOrRemote(st, client, l, pl.MountFrom)

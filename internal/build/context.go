@@ -32,7 +32,7 @@ func (s *session) loadDockerfile(ctx context.Context) (*parser.File, error) {
 		return nil, err
 	}
 	s.dockerfile = df.Data
-	return parser.Parse(df.Name, df.Data, parser.Options{})
+	return parser.Parse(df.Name, df.Data, parser.Options{Args: s.buildArgs()})
 }
 
 func (s *session) dockerfileName() string {
@@ -108,7 +108,7 @@ func (s *session) readStdin(ctx context.Context) (*buildctx.Dockerfile, error) {
 			dir := s.namedDir(name)
 			return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
 		}
-		return buildctx.OpenDir(in.Dir, buildctx.DirOptions{NoIgnore: true})
+		return in.Open()
 	}
 	return buildctx.FindDockerfileIn(in.Dir, s.opts.Dockerfile)
 }

@@ -9,8 +9,10 @@ import (
 	"syscall"
 
 	"build/dag"
+	"build/executor"
 	"build/internal/buildctx"
 	"build/internal/registry"
+	"build/internal/store"
 	"build/internal/userns"
 	"build/parser"
 	"build/snapshot"
@@ -61,6 +63,7 @@ type StepError struct {
 	Code   int
 	Signal string
 	OOM    bool
+	Msg    string   // why it could not be started
 	Tail   []string // last lines it printed
 	Log    string   // file with everything it printed
 	source []byte
@@ -69,6 +72,8 @@ type StepError struct {
 func (e *StepError) Error() string {
 	cmd := strings.Join(e.Args, " ")
 	switch {
+	case e.Msg != "":
+		return fmt.Sprintf("process %q could not be started: %s (exit code %d)", cmd, e.Msg, e.Code)
 	case e.OOM:
 		return fmt.Sprintf("process %q was killed: out of memory", cmd)
 	case e.Signal != "":
@@ -112,6 +117,10 @@ func ExitCode(err error) int {
 		perrs parser.Errors
 		usage *UsageError
 		env   *EnvironmentError
+		st    *store.Error
+		setup *executor.SetupError
+		nodf  *buildctx.NoDockerfileError
+		esc   *buildctx.EscapeError
 		uns   *userns.Error
 		reg   *registry.Error
 		nf    *snapshot.NotFoundError
@@ -128,11 +137,11 @@ func ExitCode(err error) int {
 		return 128 + int(sig.Signal)
 	case errors.As(err, &step):
 		return ExitStep
-	case errors.As(err, &uns), errors.As(err, &env), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
+	case errors.As(err, &uns), errors.As(err, &env), errors.As(err, &st), errors.As(err, &setup), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return ExitEnvironment
 	case errors.As(err, &reg):
 		return registryExit(reg)
-	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &chg), errors.As(err, &bchg):
+	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc):
 		return ExitUsage
 	case errors.As(err, &path):
 		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction

@@ -14,6 +14,7 @@ import (
 	"build/cache"
 	"build/dag"
 	"build/internal/progress"
+	"build/internal/store"
 )
 
 // outcome is what a step stands for once it has been evaluated: a chain of layers, bottom first.
@@ -38,6 +39,7 @@ type evaluator struct {
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
+	work  sync.WaitGroup  // every goroutine that computes a future
 	bgCtx context.Context
 }
 
@@ -49,17 +51,17 @@ type future[T any] struct {
 }
 
 // once returns the future of id in m, computing it in a goroutine of its own when nobody has asked before.
-func once[T any](mu *sync.Mutex, m map[dag.ID]*future[T], id dag.ID, compute func() (T, error)) *future[T] {
-	mu.Lock()
-	defer mu.Unlock()
+func once[T any](e *evaluator, m map[dag.ID]*future[T], id dag.ID, compute func() (T, error)) *future[T] {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	f, ok := m[id]
 	if !ok {
 		f = &future[T]{done: make(chan struct{})}
 		m[id] = f
-		go func() {
+		e.work.Go(func() {
 			defer close(f.done)
 			f.val, f.err = compute()
-		}()
+		})
 	}
 	return f
 }
@@ -96,9 +98,28 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph) *evaluator {
 	return e
 }
 
+// drainTime is how long the end of a build waits for steps that were told to stop, to let them clean up behind themselves.
+// What takes longer is ended with the holder and collected later.
+const drainTime = 800 * time.Millisecond
+
+// drain stops what is still going on and waits for it, within bounds.
+func (e *evaluator) drain() {
+	e.cancel(errCanceled)
+	done := make(chan struct{})
+	go func() {
+		e.work.Wait()
+		_ = e.bg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
+}
+
 // eval evaluates one step.
 func (e *evaluator) eval(ctx context.Context, id dag.ID) (*outcome, error) {
-	return once(&e.mu, e.evals, id, func() (*outcome, error) {
+	return once(e, e.evals, id, func() (*outcome, error) {
 		o, err := e.evalStep(ctx, id)
 		if err != nil {
 			e.fail(err) // the first failure ends the others
@@ -151,7 +172,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 		e.emitCached(step)
 		return o, nil
 	}
-	e.explainMiss(step, def)
+	e.running(step)
 
 	began := time.Now()
 	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
@@ -217,7 +238,7 @@ func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
 		}
 	}
 	for _, d := range rec.Layers {
-		if err := e.lease.Add("layer", d.String()); err != nil {
+		if err := e.lease.Add(store.KindLayer, d.Encoded()); err != nil {
 			return nil
 		}
 	}
@@ -234,16 +255,17 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 	o.chain, o.times = append(o.chain, made), append(o.times, now)
 	rec := &cache.Record{
 		Layers: o.chain, Times: o.times, Base: o.base, Own: 1,
-		Created: time.Now(), Took: time.Since(began), Step: step.Name, Text: content.text,
+		Created: time.Now(), Took: time.Since(began), Step: step.Name, Text: content.hash.Text(),
 	}
 	if err := e.cache.Put(content.key, rec); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
-	rec.Text = def.text
-	if err := e.cache.Put(def.key, rec); err != nil {
+	if err := e.cache.Alias(def.key, rec, def.hash.Text()); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
-	e.cache.Remember(identity(step), def.key)
+	if err := e.cache.Remember(identity(step), content.key); err != nil {
+		return nil, fmt.Errorf("record %s: %w", step.Name, err)
+	}
 	e.compressLater(step, made)
 	e.count(step, false)
 	return o, nil
@@ -253,8 +275,7 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 // content key still answers.
 func (e *evaluator) publishAlias(def, content *stepKey) {
 	if rec, err := e.cache.Get(content.key); err == nil {
-		rec.Text = def.text
-		_ = e.cache.Put(def.key, rec)
+		_ = e.cache.Alias(def.key, rec, def.hash.Text())
 	}
 }
 
@@ -264,7 +285,7 @@ func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
 		return
 	}
 	e.bg.Go(func() error {
-		_, err := e.layers.Compressed(e.bgCtx, d, e.compression, e.epoch)
+		_, err := e.layers.Compressed(e.bgCtx, d, e.view.compression, e.view.epoch)
 		if err != nil {
 			err = fmt.Errorf("compress layer %s: %w", d, err)
 			e.fail(err)
@@ -324,16 +345,11 @@ func isWork(step *dag.Step) bool {
 	return false
 }
 
-// explainMiss says, where the cache knows, what changed since something like this step last ran.
-func (e *evaluator) explainMiss(step *dag.Step, def *stepKey) {
+// running notes that a step is shown as one that runs.
+func (e *evaluator) running(step *dag.Step) {
 	e.mu.Lock()
 	e.shown[step.ID] = true
 	e.mu.Unlock()
-	old, err := e.cache.Nearest(identity(step))
-	if err != nil || old == nil || step.NoCache {
-		return
-	}
-	_ = def
 }
 
 // errCanceled is the cause when a build ends without one of its own.

@@ -24,7 +24,7 @@ import (
 
 // defaultView is what the local store and every output without attributes of its own gets.
 func (s *session) defaultView() view {
-	return view{compression: snapshot.Compression{Kind: snapshot.Gzip}, epoch: s.opts.Epoch}
+	return view{compression: snapshot.Compression{Kind: snapshot.Gzip}, epoch: s.epoch}
 }
 
 // viewOf reads the attributes of one output.
@@ -65,7 +65,7 @@ func (s *session) planOutputs() {
 			s.wantBlobs = true
 		}
 	}
-	s.compression, s.epoch = v.compression, v.epoch
+	s.view = v
 }
 
 func isImageOutput(t OutputType) bool {
@@ -142,7 +142,7 @@ func (s *session) storeImage(ctx context.Context, id progress.ID, img *exporter.
 			if s.store.HasBlob(l.Digest, l.Size) {
 				continue
 			}
-			if err := s.fetches.blob(ctx, l.DiffID, l.Descriptor); err != nil {
+			if err := s.fetches.blob(ctx, l.DiffID); err != nil {
 				return err
 			}
 		}
@@ -242,7 +242,7 @@ func (s *session) exportArchive(ctx context.Context, img *exporter.Image, o *Out
 
 // exportRootfs writes the tree of the result itself.
 func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res *Result) error {
-	if err := s.fetches.each(ctx, out.chain, s.fetches.layer); err != nil {
+	if err := each(ctx, out.chain, s.fetches.layer); err != nil {
 		return err
 	}
 	chain, err := s.chain(ctx, out.chain)
@@ -253,9 +253,11 @@ func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res
 	open := func(l tree.Located) (io.ReadCloser, error) { return src.Open(ctx, &l.Entry) }
 	if o.Type == OutputLocal {
 		res.Written = append(res.Written, o.Dest)
-		return exporter.Local(ctx, o.Dest, chain, open, func(msg string) { s.warn("%s", msg) })
+		return exporter.Local(ctx, o.Dest, chain, open, exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }})
 	}
-	return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, chain, open, s.viewOf(o).epoch) })
+	return s.writeTo(o, res, func(w io.Writer) error {
+		return exporter.Tar(ctx, w, chain, open, exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }})
+	})
 }
 
 // checkDest finds out before anything is exported whether an output's destination can be written.
@@ -351,7 +353,7 @@ func (s *session) push(ctx context.Context, id progress.ID, ref string, img *exp
 // writeFiles writes what scripts read: the id and the metadata.
 func (s *session) writeFiles(res *Result) error {
 	if f := s.opts.IIDFile; f != "" {
-		if err := os.WriteFile(f, []byte(res.Digest), 0o644); err != nil {
+		if err := os.WriteFile(f, []byte(res.ConfigDigest), 0o644); err != nil {
 			return &UsageError{Msg: fmt.Sprintf("--iidfile: %v", err)}
 		}
 	}

@@ -54,17 +54,20 @@ func (f *fetches) offer(diffID digest.Digest, desc ocispec.Descriptor, from blob
 	}
 }
 
-// each calls do for every layer, in parallel.
-func (f *fetches) each(ctx context.Context, layers []digest.Digest, do func(context.Context, digest.Digest) error) error {
-	g, gctx := errgroup.WithContext(ctx)
-	for _, d := range layers {
-		g.Go(func() error { return do(gctx, d) })
-	}
-	return g.Wait()
+// layer makes sure that a blob of the layer is in the store, and its index with it.
+func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
+	return f.once(ctx, diffID, f.s.layers.Import)
 }
 
-// layer makes sure that a blob of the layer is in the store.
-func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
+// blob is layer for one that will be unpacked: the holder makes the index when it does, in the same pass.
+func (f *fetches) blob(ctx context.Context, diffID digest.Digest) error {
+	return f.once(ctx, diffID, f.s.layers.ImportBlob)
+}
+
+// keep stores what a fetch brings.
+type keep func(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error
+
+func (f *fetches) once(ctx context.Context, diffID digest.Digest, into keep) error {
 	if f.s.layers.Here(diffID) {
 		return nil
 	}
@@ -75,7 +78,7 @@ func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
 		f.flying[diffID] = fl
 		go func() {
 			defer close(fl.done)
-			fl.err = f.fetch(ctx, diffID)
+			fl.err = f.fetch(ctx, diffID, into)
 		}()
 	}
 	f.mu.Unlock()
@@ -83,7 +86,7 @@ func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
 	return err
 }
 
-func (f *fetches) fetch(ctx context.Context, diffID digest.Digest) error {
+func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) error {
 	unlock, err := f.s.store.Lock(ctx, "fetch-"+diffID.Encoded(), nil)
 	if err != nil {
 		return err
@@ -103,7 +106,7 @@ func (f *fetches) fetch(ctx context.Context, diffID digest.Digest) error {
 	}
 	var errs []error
 	for _, o := range sources {
-		if err := f.fetchFrom(ctx, diffID, o); err != nil {
+		if err := f.fetchFrom(ctx, diffID, o, into); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -144,7 +147,7 @@ func (s *session) registrySource(repo string) blobSource {
 	}
 }
 
-func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer) error {
+func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, into keep) error {
 	r, err := o.from(ctx, o.desc)
 	if err != nil {
 		return err
@@ -155,7 +158,7 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer) 
 		id: f.s.vertexNamed("fetching layers"),
 	}
 	t.start()
-	err = f.s.layers.Import(ctx, diffID, o.desc, t)
+	err = into(ctx, diffID, o.desc, t)
 	t.end(err)
 	return err
 }
@@ -192,6 +195,15 @@ func (t *transferReader) end(err error) {
 func (t *transferReader) report(done bool) {
 	t.last = time.Now()
 	t.s.emit(progress.Transfer{ID: t.id, Key: t.key, Label: t.key, Current: t.n, Total: t.total, Done: done, Time: t.last})
+}
+
+// each calls do for every item, in parallel.
+func each[T any](ctx context.Context, items []T, do func(context.Context, T) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, x := range items {
+		g.Go(func() error { return do(gctx, x) })
+	}
+	return g.Wait()
 }
 
 // obtainable reports whether a layer can be had without running anything.

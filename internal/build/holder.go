@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -49,6 +50,17 @@ func (h *holder) close() {
 	}
 }
 
+// fromHolder gives errors that crossed the socket their type back.
+func fromHolder(err error) error {
+	var r *userns.RemoteError
+	if errors.As(err, &r) {
+		if own := executor.FromRemote(r.Kind, r.Data); own != nil {
+			return own
+		}
+	}
+	return err
+}
+
 // Reentry runs this process as one of our helpers when it was started as one, and reports whether it was. It is the
 // first thing main calls.
 func Reentry() bool {
@@ -66,32 +78,11 @@ func Reentry() bool {
 type (
 	openRequest struct{ Root, Kind string }
 
-	runSpec struct {
-		Args, Env     []string
-		Dir, User     string
-		NoNetwork     bool
-		Hostname      string
-		Resolv, Hosts []byte
-		Files         []runFile
-		Tmpfs         []runTmpfs
-	}
-	runFile struct {
-		Target string
-		Data   []byte
-		Mode   uint32
-	}
-	runTmpfs struct {
-		Target string
-		Size   int64
-	}
 	runRequest struct {
 		Chain []digest.Digest
-		Spec  runSpec
+		Spec  executor.Spec // without its root, which the holder makes
 	}
-	runResponse struct {
-		Exit   *executor.ExitError
-		DiffID digest.Digest
-	}
+	runResponse struct{ DiffID digest.Digest }
 )
 
 // inside is the holder's side: the same store, opened in the process that owns the ids of what lies in local/.
@@ -126,35 +117,13 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 		return nil, err
 	}
 	defer up.Discard()
-	spec := req.Spec.executor(up)
-	if err := executor.Run(ctx, spec, files[0], files[1], files[2]); err != nil {
-		exit, err := exitOf(err)
-		return &runResponse{Exit: exit}, err
-	}
-	for _, f := range files { // the step's output is complete: the front process need not wait for the layer to see its end
-		f.Close()
+	req.Spec.Root = executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}
+	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
+		return nil, err
 	}
 	l, err := up.Commit(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return &runResponse{DiffID: l.DiffID}, nil
-}
-
-func (r *runSpec) executor(up *snapshot.Upper) *executor.Spec {
-	s := &executor.Spec{
-		Root: executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work},
-		Args: r.Args, Env: r.Env, Dir: r.Dir, User: r.User,
-		Hostname: r.Hostname, Resolv: r.Resolv, Hosts: r.Hosts,
-	}
-	if r.NoNetwork {
-		s.Network = executor.None
-	}
-	for _, f := range r.Files {
-		s.Mounts = append(s.Mounts, executor.Mount{Target: f.Target, Source: executor.File{Data: f.Data, Mode: f.Mode}})
-	}
-	for _, t := range r.Tmpfs {
-		s.Mounts = append(s.Mounts, executor.Mount{Target: t.Target, Source: executor.Tmpfs{Size: t.Size, Mode: 0o1777}})
-	}
-	return s
 }

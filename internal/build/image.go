@@ -28,7 +28,7 @@ type view struct {
 // image puts a result together: the layers in the form the view wants, the configuration and the manifest.
 func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view) (*exporter.Image, error) {
 	layers := make([]exporter.Layer, len(out.chain))
-	err := s.fetches.each(ctx, indices(len(out.chain)), func(ctx context.Context, i int) error {
+	err := each(ctx, indices(len(out.chain)), func(ctx context.Context, i int) error {
 		l, err := s.imageLayer(ctx, out, i, v)
 		layers[i] = l
 		return err
@@ -36,11 +36,13 @@ func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := s.imageConfig(g, out, layers, v)
+	cfg, times, err := s.imageConfig(g, out)
 	if err != nil {
 		return nil, err
 	}
-	img, err := exporter.Assemble(cfg, layers, exporter.Options{Docker: v.docker, Annotations: v.annotations})
+	img, err := exporter.Assemble(cfg, layers, exporter.AssembleOptions{
+		Docker: v.docker, Annotations: v.annotations, Epoch: v.epoch, LayerTimes: times, BaseHistory: baseHistory(g),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func (s *session) originalBlob(d digest.Digest) (*ocispec.Descriptor, error) {
 func (s *session) openLayer(diffID digest.Digest, desc ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		if !s.store.HasBlob(desc.Digest, desc.Size) {
-			if err := s.fetches.blob(ctx, diffID, desc); err != nil {
+			if err := s.fetches.blob(ctx, diffID); err != nil {
 				return nil, err
 			}
 		}
@@ -106,14 +108,12 @@ func (s *session) openLayer(diffID digest.Digest, desc ocispec.Descriptor) func(
 	}
 }
 
-// imageConfig completes the configuration: the layers by diffID, and the history with its times.
-func (s *session) imageConfig(g *dag.Graph, out *outcome, layers []exporter.Layer, v view) (dockerspec.DockerOCIImage, error) {
+// imageConfig completes the configuration with the history, and says when each layer was made.
+func (s *session) imageConfig(g *dag.Graph, out *outcome) (dockerspec.DockerOCIImage, []exporter.LayerTime, error) {
 	cfg := g.Config
-	cfg.RootFS = ocispec.RootFS{Type: "layers"}
-	for _, l := range layers {
-		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.DiffID)
-	}
-	own, madeHere := 0, func(h dag.History) bool { return h.Step >= 0 && isWork(&g.Steps[h.Step]) }
+	cfg.History = nil
+	madeHere := func(h dag.History) bool { return h.Step >= 0 && isWork(&g.Steps[h.Step]) }
+	own := 0
 	for _, h := range g.History {
 		if madeHere(h) {
 			own++
@@ -121,22 +121,27 @@ func (s *session) imageConfig(g *dag.Graph, out *outcome, layers []exporter.Laye
 	}
 	next := len(out.chain) - own
 	if next < 0 {
-		return cfg, fmt.Errorf("internal error: %d steps of the history made layers, and the image has %d", own, len(out.chain))
+		return cfg, nil, fmt.Errorf("internal error: %d steps of the history made layers, and the image has %d", own, len(out.chain))
 	}
-	cfg.History = nil
-	fresh := make([]bool, 0, len(g.History))
+	times := make([]exporter.LayerTime, len(out.chain))
 	for _, h := range g.History {
 		entry := h.History
 		if madeHere(h) {
 			t := out.times[next]
 			entry.Created = &t
+			times[next] = exporter.LayerTime{Created: t, CreatedBy: entry.CreatedBy}
 			next++
 		}
-		fresh = append(fresh, h.Step < 0 || madeHere(h))
 		cfg.History = append(cfg.History, entry)
 	}
-	exporter.FinishHistory(&cfg, fresh, v.epoch)
-	return cfg, nil
+	return cfg, times, nil
+}
+
+func baseHistory(g *dag.Graph) []ocispec.History {
+	if g.BaseConfig == nil {
+		return nil
+	}
+	return g.BaseConfig.History
 }
 
 func indices(n int) []int {

@@ -21,14 +21,14 @@ import (
 
 type stepKey struct {
 	key  cache.Key
-	text []byte
+	hash *cache.Hash // gives the text, when a record is written
 }
 
-func sealKey(h *cache.Hash) *stepKey { return &stepKey{key: h.Sum(), text: h.Text()} }
+func sealKey(h *cache.Hash) *stepKey { return &stepKey{key: h.Sum(), hash: h} }
 
 // definition returns the definition key of a step, computing those of its inputs as needed.
 func (e *evaluator) definition(ctx context.Context, id dag.ID) (*stepKey, error) {
-	return once(&e.mu, e.keys, id, func() (*stepKey, error) {
+	return once(e, e.keys, id, func() (*stepKey, error) {
 		step := &e.graph.Steps[id]
 		for _, in := range step.Inputs { // start all, then wait in order
 			e.startDefinition(ctx, in)

@@ -3,8 +3,6 @@ package build
 import (
 	"fmt"
 	"runtime"
-	"strconv"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -41,14 +39,4 @@ func runsHere(p ocispec.Platform) bool {
 		return true
 	}
 	return platforms.Only(hostPlatform()).Match(p)
-}
-
-// parseEpoch reads SOURCE_DATE_EPOCH; what is not a number of seconds sets nothing.
-func parseEpoch(v string) *time.Time {
-	n, err := strconv.ParseInt(v, 10, 64)
-	if err != nil {
-		return nil
-	}
-	t := time.Unix(n, 0).UTC()
-	return &t
 }

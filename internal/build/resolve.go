@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -12,8 +13,6 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -48,11 +47,11 @@ func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error)
 		value := n.Value
 		if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
 			name = ref
-		} else if img, open, err := s.openLocalImage(value, n); img != nil || err != nil {
+		} else if img, open, err := s.openLocalImage(ctx, value, n); img != nil || err != nil {
 			if err != nil {
 				return dag.Resolved{}, err
 			}
-			return s.offerImage(img, open, "")
+			return s.offerImage(img, open)
 		} else if fi, err := os.Stat(value); err != nil || !fi.IsDir() {
 			return dag.Resolved{}, &UsageError{
 				Msg:  fmt.Sprintf("--build-context %s=%s is neither a directory nor an image", n.Name, value),
@@ -70,22 +69,22 @@ func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error)
 }
 
 // openLocalImage opens an OCI layout or an archive named by --build-context; nil when value is neither.
-func (s *session) openLocalImage(value string, n dag.Need) (*registry.Image, blobSource, error) {
-	p := wantPlatform(n)
+func (s *session) openLocalImage(ctx context.Context, value string, n dag.Need) (*registry.Image, blobSource, error) {
+	file, ref := value, ""
 	if path, ok := strings.CutPrefix(value, "oci-layout://"); ok {
-		value = path
+		file, ref = registry.SplitLayout(path)
 	} else if fi, err := os.Stat(value); err != nil || fi.IsDir() {
 		return nil, nil, nil
 	}
-	l, err := registry.OpenLayout(value)
+	l, err := registry.OpenLayout(file, ref)
 	if err != nil {
 		return nil, nil, err
 	}
-	s.contexts.mu.Lock()
-	s.contexts.cleanup = append(s.contexts.cleanup, func() { l.Close() })
-	s.contexts.mu.Unlock()
-	img, err := l.Image(&p)
-	return img, l.Blob, err
+	s.contexts.onClose(func() { l.Close() })
+	p := wantPlatform(n)
+	img, err := l.Resolve(ctx, &p)
+	open := func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) { return l.Blob(ctx, "", d) }
+	return img, open, err
 }
 
 func wantPlatform(n dag.Need) ocispec.Platform {
@@ -127,7 +126,7 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 		if err := s.keepImage(ref, img, want); err != nil {
 			return err
 		}
-		out, err = s.offerImage(img, s.registrySource(img.Repo), img.Repo)
+		out, err = s.offerImage(img, s.registrySource(img.Repo))
 		return err
 	})
 	return out, err
@@ -142,9 +141,8 @@ func platformSuffix(p ocispec.Platform) string {
 
 // localImage is what the store knows under a name for a platform.
 type localImage struct {
-	name     store.Name
-	img      *registry.Image
-	platform ocispec.Platform
+	name store.Name
+	img  *registry.Image
 }
 
 func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, error) {
@@ -156,17 +154,17 @@ func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, er
 		if !ok {
 			continue
 		}
-		img, cfg, err := readLocalImage(s.store, ref, n)
+		img, err := readLocalImage(s.store, ref, n)
 		if err != nil {
 			continue // a manifest that is gone or damaged reads as an image that is not here
 		}
-		if !platforms.Only(want).Match(cfg.Platform) {
+		if !platforms.Only(want).Match(img.Platform) {
 			continue
 		}
-		if err := s.lease.Add("name", key); err != nil {
+		if err := s.lease.Add(store.KindName, key); err != nil {
 			return nil, err
 		}
-		return &localImage{n, img, cfg.Platform}, nil
+		return &localImage{n, img}, nil
 	}
 	return nil, nil
 }
@@ -180,35 +178,33 @@ func nameKey(ref string, p ocispec.Platform) string {
 }
 
 // readLocalImage reads manifest and configuration of a named image out of the store.
-func readLocalImage(st *store.Store, ref string, n store.Name) (*registry.Image, *ocispec.Image, error) {
+func readLocalImage(st *store.Store, ref string, n store.Name) (*registry.Image, error) {
 	raw, err := readBlob(st, n.Descriptor.Digest, n.Descriptor.Size)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	img := &registry.Image{Ref: ref, Repo: repoOf(ref), Digest: n.Descriptor.Digest, ManifestRaw: raw, MediaType: n.Descriptor.MediaType}
 	if err := json.Unmarshal(raw, &img.Manifest); err != nil {
-		return nil, nil, fmt.Errorf("manifest %s: %w", n.Descriptor.Digest, err)
+		return nil, fmt.Errorf("manifest %s: %w", n.Descriptor.Digest, err)
 	}
 	if img.ConfigRaw, err = readBlob(st, img.Manifest.Config.Digest, img.Manifest.Config.Size); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var cfg ocispec.Image
-	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
-		return nil, nil, fmt.Errorf("config %s: %w", img.Manifest.Config.Digest, err)
+	if err := json.Unmarshal(img.ConfigRaw, &img.Config); err != nil {
+		return nil, fmt.Errorf("config %s: %w", img.Manifest.Config.Digest, err)
 	}
-	return img, &cfg, nil
+	img.Platform, img.DiffIDs = platforms.Normalize(img.Config.Platform), img.Config.RootFS.DiffIDs
+	if len(img.DiffIDs) != len(img.Manifest.Layers) {
+		return nil, fmt.Errorf("%s: the manifest lists %d layers and the configuration %d", ref, len(img.Manifest.Layers), len(img.DiffIDs))
+	}
+	return img, nil
 }
 
 func (s *session) offerLocal(l *localImage) (dag.Resolved, error) {
-	repo := ""
 	if l.name.Origin == store.Pulled {
-		repo = l.img.Repo
+		return s.offerImage(l.img, s.registrySource(l.img.Repo))
 	}
-	var open blobSource
-	if repo != "" {
-		open = s.registrySource(repo)
-	}
-	return s.offerImage(l.img, open, repo)
+	return s.offerImage(l.img, nil)
 }
 
 // sayLocal tells that a name was answered from the store, how old the answer is, and when it may surprise.
@@ -238,68 +234,29 @@ func (s *session) keepImage(ref string, img *registry.Image, want ocispec.Platfo
 			return err
 		}
 	}
-	var cfg ocispec.Image
-	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
-		return fmt.Errorf("config of %s: %w", ref, err)
-	}
-	if err := s.noteLayers(img, img.Repo); err != nil {
-		return err
-	}
-	return s.store.SetName(nameKey(ref, want), store.Name{
-		Descriptor: ocispec.Descriptor{MediaType: img.MediaType, Digest: img.Digest, Size: int64(len(img.ManifestRaw))},
-		Origin:     store.Pulled, Time: time.Now(), Platform: platformString(cfg.Platform),
-	})
-}
-
-func (s *session) noteLayers(img *registry.Image, repo string) error {
-	diffIDs, err := imageDiffIDs(img)
-	if err != nil {
-		return err
-	}
-	for i, d := range diffIDs {
-		if err := s.layers.AddRemote(d, img.Manifest.Layers[i], repo); err != nil {
+	for i, d := range img.DiffIDs {
+		if err := s.layers.AddRemote(d, img.Manifest.Layers[i], img.Repo); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.store.SetName(nameKey(ref, want), store.Name{
+		Descriptor: ocispec.Descriptor{MediaType: img.MediaType, Digest: img.Digest, Size: int64(len(img.ManifestRaw))},
+		Origin:     store.Pulled, Time: time.Now(), Platform: platformString(img.Platform),
+	})
 }
 
-func imageDiffIDs(img *registry.Image) ([]digest.Digest, error) {
-	var cfg dockerspec.DockerOCIImage
-	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
-		return nil, fmt.Errorf("config of %s: %w", img.Ref, err)
-	}
-	if len(cfg.RootFS.DiffIDs) != len(img.Manifest.Layers) {
-		return nil, fmt.Errorf("%s: the manifest lists %d layers and the configuration %d", img.Ref, len(img.Manifest.Layers), len(cfg.RootFS.DiffIDs))
-	}
-	for _, d := range cfg.RootFS.DiffIDs {
-		if err := d.Validate(); err != nil {
-			return nil, fmt.Errorf("%s: diffID %q: %w", img.Ref, d, err)
-		}
-	}
-	return cfg.RootFS.DiffIDs, nil
-}
-
-// offerImage hands an image to the graph and tells the fetcher where its layers are.
-func (s *session) offerImage(img *registry.Image, open blobSource, _ string) (dag.Resolved, error) {
-	diffIDs, err := imageDiffIDs(img)
-	if err != nil {
-		return dag.Resolved{}, err
-	}
-	for i, d := range diffIDs {
-		if err := s.lease.Add("layer", d.String()); err != nil {
+// offerImage hands an image to the graph and tells the fetcher where its layers are, if they are anywhere but here.
+func (s *session) offerImage(img *registry.Image, open blobSource) (dag.Resolved, error) {
+	for i, d := range img.DiffIDs {
+		if err := s.lease.Add(store.KindLayer, d.Encoded()); err != nil {
 			return dag.Resolved{}, err
 		}
 		if open != nil {
 			s.fetches.offer(d, img.Manifest.Layers[i], open)
 		}
 	}
-	var cfg ocispec.Image
-	if err := json.Unmarshal(img.ConfigRaw, &cfg); err != nil {
-		return dag.Resolved{}, fmt.Errorf("config of %s: %w", img.Ref, err)
-	}
 	return dag.Resolved{Image: &dag.ImageInfo{
-		Ref: img.Ref, Digest: img.Digest, Platform: cfg.Platform, Config: img.ConfigRaw, DiffIDs: diffIDs,
+		Ref: img.Ref, Digest: img.Digest, Platform: img.Platform, Config: img.ConfigRaw, DiffIDs: img.DiffIDs,
 	}}, nil
 }
 

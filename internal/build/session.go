@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -39,9 +40,9 @@ type session struct {
 	fetches  *fetches
 	holder   holder
 
-	wantBlobs   bool
-	compression snapshot.Compression
-	epoch       *time.Time
+	epoch     *time.Time // SOURCE_DATE_EPOCH of the build
+	wantBlobs bool       // some output is an image
+	view      view       // how the layers will be wanted
 
 	cancel context.CancelCauseFunc
 
@@ -64,7 +65,7 @@ func openStore(o StoreOptions) (*store.Store, error) {
 
 func newClient(o StoreOptions) *registry.Client {
 	return registry.New(registry.Options{
-		Insecure: o.Insecure, Offline: o.Offline, DockerConfig: o.DockerConfig, CertsDirs: o.CertsDirs,
+		Insecure: o.Insecure, Offline: o.Offline, DockerConfig: o.DockerConfig, CertsDir: o.CertsDirs,
 	})
 }
 
@@ -84,8 +85,8 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 		opts: o, began: time.Now(), jobs: o.Jobs,
 		store: st, cache: cache.New(st), lease: lease, client: newClient(o.Store),
 		plan: plan, planEr: planErr,
-		layers: snapshot.New(st, snapshot.Options{IDKind: plan.Kind}),
-		cancel: cancel, epoch: o.Epoch,
+		layers:   snapshot.New(st, snapshot.Options{IDKind: plan.Kind, Lease: lease}),
+		cancel:   cancel,
 		vertices: map[string]progress.ID{}, shown: map[dag.ID]bool{},
 	}
 	if s.jobs <= 0 {
@@ -166,7 +167,7 @@ func (s *session) index(ctx context.Context, d digest.Digest) (*tree.Index, erro
 
 // chain returns the merged view of layers by their indexes.
 func (s *session) chain(ctx context.Context, layers []digest.Digest) (*tree.Chain, error) {
-	if err := s.fetches.each(ctx, layers, func(ctx context.Context, d digest.Digest) error {
+	if err := each(ctx, layers, func(ctx context.Context, d digest.Digest) error {
 		_, err := s.index(ctx, d)
 		return err
 	}); err != nil {
@@ -209,4 +210,18 @@ func (c *contexts) close() {
 	for _, f := range c.cleanup {
 		f()
 	}
+}
+
+func (c *contexts) onClose(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cleanup = append(c.cleanup, f)
+}
+
+// statCachePath is where the hashes of a directory's files are remembered: one file for each directory.
+func (s *session) statCachePath(dir string) string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	return filepath.Join(s.store.Dir(), "context", digest.FromString(dir).Encoded())
 }

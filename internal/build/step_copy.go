@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"build/dag"
+	"build/internal/store"
 	"build/internal/tree"
 	"build/snapshot"
 )
@@ -58,7 +59,7 @@ type selection struct {
 }
 
 func (e *evaluator) selection(ctx context.Context, step *dag.Step, op dag.Copy, open func() (snapshot.Source, error)) (*selection, error) {
-	return once(&e.mu, e.sels, step.ID, func() (*selection, error) {
+	return once(e, e.sels, step.ID, func() (*selection, error) {
 		src, err := open()
 		if err != nil {
 			return nil, err
@@ -120,7 +121,7 @@ func (e *evaluator) writeLayer(ctx context.Context, fill func(*snapshot.Writer) 
 	if err != nil {
 		return "", err
 	}
-	return l.DiffID, e.lease.Add("layer", l.DiffID.String())
+	return l.DiffID, e.lease.Add(store.KindLayer, l.DiffID.Encoded())
 }
 
 // mkdir writes the layer of a WORKDIR.

@@ -15,6 +15,7 @@ import (
 	"build/dag"
 	"build/executor"
 	"build/internal/progress"
+	"build/internal/store"
 )
 
 // canRun refuses a RUN that cannot be carried out here, before anything is fetched for it.
@@ -53,49 +54,52 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", err
 	}
-	req := runRequest{Chain: chain, Spec: e.runSpec(step, op)}
+	req := runRequest{Chain: chain, Spec: e.runSpec(op)}
 	var resp runResponse
 	err = h.Call(ctx, "run", req, &resp, logs.stdin, logs.stdout, logs.stderr)
 	logs.close()
 	if err != nil {
-		return "", fmt.Errorf("run: %w", err)
+		return "", e.stepFailed(step, op, fromHolder(err), logs)
 	}
-	if resp.Exit != nil {
-		x := resp.Exit
-		return "", &StepError{
-			Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM,
-			Tail: logs.tail.lines(), source: e.dockerfile,
-		}
+	return resp.DiffID, e.lease.Add(store.KindLayer, resp.DiffID.Encoded())
+}
+
+// stepFailed tells a command that failed from a sandbox that could not be made.
+func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog) error {
+	var x *executor.ExitError
+	if !errors.As(err, &x) {
+		return err
 	}
-	return resp.DiffID, e.lease.Add("layer", resp.DiffID.String())
+	return &StepError{
+		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,
+		Tail: logs.tail.lines(), source: e.dockerfile,
+	}
 }
 
 // makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack.
 func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) error {
-	// The indexes come first: with them the holder knows the metadata of implied parents.
-	if _, err := e.chain(ctx, chain); err != nil {
-		return err
-	}
 	missing := make([]digest.Digest, 0, len(chain))
 	for i, d := range chain {
 		if !e.layers.Here(d) && !e.layers.HasDir(chain, i) {
 			missing = append(missing, d)
 		}
 	}
-	return e.fetches.each(ctx, missing, e.fetches.layer)
+	return each(ctx, missing, e.fetches.blob)
 }
 
-func (e *evaluator) runSpec(step *dag.Step, op dag.Run) runSpec {
-	spec := runSpec{
-		Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User,
-		NoNetwork: op.Network == "none", Hostname: hostname(op),
+func (e *evaluator) runSpec(op dag.Run) executor.Spec {
+	spec := executor.Spec{
+		Root: executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
 		Resolv: resolvConf(op.Network), Hosts: e.hostsFile(hostname(op)),
 	}
+	if op.Network == "none" {
+		spec.Network = executor.NetworkNone
+	}
 	for _, f := range op.Files {
-		spec.Files = append(spec.Files, runFile{Target: dag.PipesDir + "/" + f.Name, Data: f.Data, Mode: f.Mode})
+		spec.Mounts = append(spec.Mounts, executor.Mount{Target: dag.PipesDir + "/" + f.Name, Source: executor.File{Data: f.Data, Mode: f.Mode}})
 	}
 	for _, m := range op.Mounts {
-		spec.Tmpfs = append(spec.Tmpfs, runTmpfs{Target: m.Target, Size: m.Size})
+		spec.Mounts = append(spec.Mounts, executor.Mount{Target: m.Target, Source: executor.Tmpfs{Size: m.Size}})
 	}
 	return spec
 }
@@ -121,7 +125,7 @@ func hostname(op dag.Run) string {
 	if op.Hostname != "" {
 		return op.Hostname
 	}
-	return "buildkitsandbox"
+	return executor.DefaultHostname
 }
 
 // resolvConf is the caller's own resolver configuration: steps share the caller's network.
@@ -226,13 +230,4 @@ func (t *tail) lines() []string {
 		return nil
 	}
 	return all
-}
-
-// exitOf separates a command that failed from a sandbox that did.
-func exitOf(err error) (*executor.ExitError, error) {
-	var x *executor.ExitError
-	if errors.As(err, &x) {
-		return x, nil
-	}
-	return nil, err
 }

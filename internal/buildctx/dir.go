@@ -250,7 +250,7 @@ type walk struct {
 func (w *walk) visit(path string, n *node) bool {
 	e := w.d.entry(path, n)
 	if n.kind == tree.File && n.nlink > 1 {
-		id := [2]uint64{n.dev, n.ino}
+		id := [2]uint64{n.stat.dev, n.stat.ino}
 		if first, ok := w.first[id]; ok {
 			e.Hardlink = first
 		} else {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -34,30 +35,36 @@ type verdict struct {
 // context's own.
 func loadIgnore(dir, specific string) (*ignore, error) {
 	if specific != "" {
-		data, err := readSpecific(dir, specific)
-		if err == nil {
-			return parseIgnore(specific, data)
+		data, found, err := readIgnore(specific, func() ([]byte, error) { return readSpecific(dir, specific) })
+		if err != nil {
+			return nil, err
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("read ignore file: %w", err)
+		if found {
+			return parseIgnore(specific, data)
 		}
 	}
 	name := filepath.Join(dir, ignoreName)
-	var st unix.Stat_t
-	if err := unix.Lstat(name, &st); err != nil {
-		if err == unix.ENOENT {
-			return nil, nil
-		}
-		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
-	}
-	data, err := readConfined(dir, ignoreName)
-	if errors.Is(err, unix.EISDIR) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read ignore file: %w", err)
+	data, found, err := readIgnore(name, func() ([]byte, error) { return readConfined(dir, ignoreName) })
+	if !found || err != nil {
+		return nil, err
 	}
 	return parseIgnore(name, data)
+}
+
+// readIgnore reads an ignore file. That there is none, or that it is a directory, is no error; a symlink to nothing is,
+// because files would enter the image that somebody meant to keep out.
+func readIgnore(name string, read func() ([]byte, error)) ([]byte, bool, error) {
+	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, false, nil
+	}
+	data, err := read()
+	if errors.Is(err, unix.EISDIR) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("read ignore file: %w", err)
+	}
+	return data, true, nil
 }
 
 // readSpecific reads an ignore file beside a Dockerfile. One in the context must not lead out of it.

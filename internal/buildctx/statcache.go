@@ -77,10 +77,7 @@ func OpenStatCache(path string) *FileCache {
 
 // Get implements StatCache.
 func (c *FileCache) Get(k StatKey) (Stat, bool) {
-	c.load.Do(func() {
-		c.base = readCache(c.path)
-		c.used = make([]uint32, (len(c.base)/recordSize+31)/32)
-	})
+	c.load.Do(c.read)
 	if i, ok := findRecord(c.base, k.Dev, k.Ino); ok {
 		if have := decodeRecord(c.base[i*recordSize:]); have.key == k {
 			atomic.OrUint32(&c.used[i/32], 1<<(i%32))
@@ -91,6 +88,11 @@ func (c *FileCache) Get(k StatKey) (Stat, bool) {
 	defer c.mu.RUnlock()
 	have, ok := c.own[inode{k.Dev, k.Ino}]
 	return have.stat, ok && have.key == k
+}
+
+func (c *FileCache) read() {
+	c.base = readCache(c.path)
+	c.used = make([]uint32, (len(c.base)/recordSize+31)/32)
 }
 
 // Put implements StatCache.
@@ -170,6 +172,7 @@ func (c *FileCache) Save() error {
 	if len(c.own) == 0 {
 		return nil
 	}
+	c.load.Do(c.read)
 	records := c.merge(readCache(c.path))
 	body := make([]byte, 0, cacheHeader+len(records)*recordSize+4)
 	body = append(body, cacheMagic...)
@@ -198,7 +201,7 @@ func (c *FileCache) merge(onDisk []byte) [][]byte {
 			continue
 		}
 		age := binary.LittleEndian.Uint32(r[at:]) + 1
-		if j, ok := findRecord(c.base, k.dev, k.ino); ok && c.used[j/32]&(1<<(j%32)) != 0 {
+		if j, ok := findRecord(c.base, k.dev, k.ino); ok && atomic.LoadUint32(&c.used[j/32])&(1<<(j%32)) != 0 {
 			age = 0
 		}
 		if age <= maxAge {

@@ -20,6 +20,7 @@ const (
 type textQueue struct {
 	text    []byte // complete but for open
 	open    bool   // text, or what was printed before it, ends within a line
+	stream  int    // whose line that is
 	shown   bool   // its name was printed since it last started
 	closed  bool   // its last line (DONE and the like) is in text
 	updates int    // how many since it was last left, for a fair split
@@ -41,7 +42,7 @@ func (p *plain) period() time.Duration { return plainPeriod }
 
 func (p *plain) tick(s *state) time.Duration {
 	for _, v := range s.vertices {
-		if v.out.dirty() || len(v.part) > 0 {
+		if v.out.dirty() || v.partial() {
 			return plainTick
 		}
 	}
@@ -76,9 +77,12 @@ func (p *plain) event(s *state, v *vertex, e Event) {
 		q.touch(e.Time)
 	case Transfer:
 		p.transfer(v, prefix, v.byKey[e.Key])
-	default:
+	case Warning:
 		q.text = appendNote(q.endLine(), prefix, e)
-		q.touch(time.Time{})
+		q.touch(e.Time)
+	case Message:
+		q.text = appendNote(q.endLine(), prefix, e)
+		q.touch(e.Time)
 	}
 	s.pending += len(q.text) - before
 }
@@ -169,9 +173,12 @@ func (p *plain) transfer(v *vertex, prefix string, t *transfer) {
 }
 
 // line queues a line of output.
-func (p *plain) line(s *state, v *vertex, at time.Time, _ int, data []byte, end bool) {
+func (p *plain) line(s *state, v *vertex, at time.Time, stream int, data []byte, end bool) {
 	q := &v.out
 	before := len(q.text)
+	if q.stream != stream {
+		q.text = q.endLine()
+	}
 	if !q.open {
 		q.text = append(q.text, '#')
 		q.text = strconv.AppendInt(q.text, int64(v.index), 10)
@@ -179,7 +186,7 @@ func (p *plain) line(s *state, v *vertex, at time.Time, _ int, data []byte, end 
 		q.text = append(q.text, ' ')
 	}
 	q.text = append(q.text, data...)
-	q.open = !end
+	q.open, q.stream = !end, stream
 	if end {
 		q.text = append(q.text, '\n')
 	}
@@ -222,11 +229,17 @@ func (p *plain) draw(b []byte, s *state, now time.Time, last bool) []byte {
 // mask they wait for their end: a part of a secret would not be recognised.
 func (p *plain) openLines(s *state, now time.Time, last bool) {
 	for _, v := range s.vertices {
-		if len(v.part) == 0 {
+		if last {
+			s.flush(v, true)
 			continue
 		}
-		if last || s.mask == nil && v == p.current && now.Sub(v.partAt) >= partialDelay {
-			s.flush(v, last)
+		if s.mask != nil || v != p.current {
+			continue
+		}
+		for i := range v.parts {
+			if part := &v.parts[i]; len(part.data) > 0 && now.Sub(part.at) >= partialDelay {
+				s.flushPart(v, part, Stdout+i, false)
+			}
 		}
 	}
 }

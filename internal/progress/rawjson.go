@@ -12,7 +12,15 @@ import (
 // {"vertexes": […]}, {"statuses": […]}, {"logs": […]} or {"warnings": […]}.
 type rawJSON struct {
 	text []byte
+
+	// Lines of one vertex and stream that come together make one object.
+	log  []byte
+	of   *vertex
+	from int // stream
+	at   time.Time
 }
+
+const maxJSONLog = 32 << 10 // of output in one object
 
 type jsonVertex struct {
 	Digest    string     `json:"digest"`
@@ -63,9 +71,10 @@ func (*rawJSON) tick(*state) time.Duration { return 0 }
 func (r *rawJSON) draw(b []byte, s *state, _ time.Time, last bool) []byte {
 	if last {
 		for _, v := range s.vertices {
-			s.flush(v, false)
+			s.flush(v, false) // what has no line end gets none
 		}
 	}
+	r.flushLog(s)
 	b = append(b, r.text...)
 	s.pending -= len(r.text)
 	r.text = r.text[:0]
@@ -121,15 +130,34 @@ func (r *rawJSON) event(s *state, v *vertex, e Event) {
 }
 
 func (r *rawJSON) line(s *state, v *vertex, at time.Time, stream int, data []byte, end bool) {
-	text := make([]byte, 0, len(data)+1)
-	text = append(text, data...)
-	if end {
-		text = append(text, '\n')
+	if v != r.of || stream != r.from || len(r.log)+len(data) > maxJSONLog {
+		r.flushLog(s)
 	}
-	r.add(s, jsonLine{Logs: []jsonLog{{Vertex: v.digest(), Stream: stream, Data: text, Timestamp: at}}})
+	if len(r.log) == 0 {
+		r.of, r.from, r.at = v, stream, at
+	}
+	before := len(r.log)
+	r.log = append(r.log, data...)
+	if end {
+		r.log = append(r.log, '\n')
+	}
+	s.pending += len(r.log) - before
 }
 
+// flushLog makes an object of the lines that were gathered.
+func (r *rawJSON) flushLog(s *state) {
+	if len(r.log) == 0 {
+		return
+	}
+	log := r.log
+	r.log = r.log[:0]
+	s.pending -= len(log)
+	r.add(s, jsonLine{Logs: []jsonLog{{Vertex: r.of.digest(), Stream: r.from, Data: log, Timestamp: r.at}}})
+}
+
+// add queues one object, after the output that came before it.
 func (r *rawJSON) add(s *state, l jsonLine) {
+	r.flushLog(s)
 	b, err := json.Marshal(l)
 	if err != nil {
 		panic("progress: " + err.Error()) // only a type of ours that cannot be marshalled does this

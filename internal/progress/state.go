@@ -49,9 +49,7 @@ type vertex struct {
 	err      string
 	waiting  string // holder of what it waits for
 
-	part       []byte // output since the last line end
-	partAt     time.Time
-	partStream int
+	parts [2]part // of standard output and standard error
 
 	lines   []tailLine // ring of the last lines
 	next    int        // where the next one goes
@@ -63,10 +61,27 @@ type vertex struct {
 	out textQueue // used by plain only
 }
 
-type tailLine struct {
-	at   time.Duration
+// part is output of one stream since its last line end. The streams are kept apart because a step's buffers end anywhere.
+type part struct {
 	data []byte
-	open bool // more of this line may come
+	at   time.Time // of its first byte
+}
+
+// partial reports whether a line of the vertex is not complete yet.
+func (v *vertex) partial() bool { return len(v.parts[0].data) > 0 || len(v.parts[1].data) > 0 }
+
+func streamIndex(stream int) int {
+	if stream == Stderr {
+		return 1
+	}
+	return 0
+}
+
+type tailLine struct {
+	at     time.Duration
+	data   []byte
+	stream int
+	open   bool // more of this line may come
 }
 
 // transfer is one thing that is moved for a vertex.
@@ -106,15 +121,15 @@ func (s *state) fold(e Event, now time.Time) {
 		s.transfer(e, orNow(e.Time, now))
 	case Waiting:
 		v := s.vertex(e.ID, s.masked(e.Name))
-		e.Holder = oneLine(s.masked(e.Holder))
+		e.Holder, e.Time = oneLine(s.masked(e.Holder)), orNow(e.Time, now)
 		v.waiting = e.Holder
 		s.sink.event(s, v, e)
 	case Warning:
-		e.Text, e.Detail = s.masked(e.Text), s.masked(e.Detail)
-		s.sink.event(s, s.maybe(e.ID), e)
+		e.Text, e.Detail, e.Time = s.masked(e.Text), s.masked(e.Detail), orNow(e.Time, now)
+		s.sink.event(s, s.byID[e.ID], e)
 	case Message:
-		e.Text = s.masked(e.Text)
-		s.sink.event(s, s.maybe(e.ID), e)
+		e.Text, e.Time = s.masked(e.Text), orNow(e.Time, now)
+		s.sink.event(s, s.byID[e.ID], e)
 	}
 }
 
@@ -150,9 +165,6 @@ func (s *state) vertex(id ID, name string) *vertex {
 	}
 	return v
 }
-
-// maybe returns the vertex an event belongs to, if there is one.
-func (s *state) maybe(id ID) *vertex { return s.byID[id] }
 
 func (s *state) start(e Started, at time.Time) {
 	v := s.vertex(e.ID, s.masked(e.Name))
@@ -221,45 +233,51 @@ func (s *state) log(e Log, at time.Time) {
 	if s.mask != nil {
 		limit = maxMaskPart
 	}
+	p := &v.parts[streamIndex(e.Stream)]
 	data := e.Data
 	for len(data) > 0 {
 		i := bytes.IndexByte(data, '\n')
-		if i >= 0 && len(v.part) == 0 {
+		if i >= 0 && len(p.data) == 0 {
 			s.emitLine(v, at, e.Stream, data[:i], true)
 			data = data[i+1:]
 			continue
 		}
-		if len(v.part) == 0 {
-			v.partAt, v.partStream = at, e.Stream
+		if len(p.data) == 0 {
+			p.at = at
 		}
-		if i >= 0 {
-			v.part = append(v.part, data[:i]...)
-			s.flush(v, true)
+		if i >= 0 && len(p.data)+i <= limit {
+			p.data = append(p.data, data[:i]...)
+			s.flushPart(v, p, e.Stream, true)
 			data = data[i+1:]
 			continue
 		}
-		n := min(len(data), limit-len(v.part))
-		v.part = append(v.part, data[:n]...)
+		n := min(len(data), limit-len(p.data))
+		p.data = append(p.data, data[:n]...)
 		data = data[n:]
-		if len(v.part) >= limit {
-			s.flush(v, false)
+		if len(p.data) >= limit {
+			s.flushPart(v, p, e.Stream, false)
 		}
 	}
 }
 
-// flush passes on the line that is not complete yet; end says that it now is.
+// flush passes on the lines that are not complete yet; end says that they now are.
 func (s *state) flush(v *vertex, end bool) {
-	if len(v.part) > 0 {
-		s.emitLine(v, v.partAt, v.partStream, v.part, end)
+	s.flushPart(v, &v.parts[0], Stdout, end)
+	s.flushPart(v, &v.parts[1], Stderr, end)
+}
+
+func (s *state) flushPart(v *vertex, p *part, stream int, end bool) {
+	if len(p.data) > 0 {
+		s.emitLine(v, p.at, stream, p.data, end)
 	}
-	v.part = v.part[:0]
-	if cap(v.part) > maxPart {
-		v.part = nil
+	p.data = p.data[:0]
+	if cap(p.data) > maxPart {
+		p.data = nil
 	}
 }
 
 func (s *state) emitLine(v *vertex, at time.Time, stream int, data []byte, end bool) {
-	v.remember(at, data, end)
+	v.remember(at, stream, data, end)
 	if s.mask != nil {
 		data = s.mask(data)
 	}
@@ -275,9 +293,9 @@ func (v *vertex) since(at time.Time) time.Duration {
 }
 
 // remember puts a line, or a part of one, among the last ones. Masking is left to those who look at them.
-func (v *vertex) remember(at time.Time, data []byte, end bool) {
+func (v *vertex) remember(at time.Time, stream int, data []byte, end bool) {
 	if v.next > 0 {
-		if last := &v.lines[(v.next-1)%tailLines]; last.open {
+		if last := &v.lines[(v.next-1)%tailLines]; last.open && last.stream == stream {
 			last.data = append(last.data, lastBytes(data)...)
 			last.data = append(last.data[:0], lastBytes(last.data)...)
 			last.open = !end
@@ -291,7 +309,7 @@ func (v *vertex) remember(at time.Time, data []byte, end bool) {
 	if cap(l.data) > 4*len(data)+256 {
 		l.data = nil
 	}
-	l.at, l.data, l.open = v.since(at), append(l.data[:0], lastBytes(data)...), !end
+	*l = tailLine{at: v.since(at), data: append(l.data[:0], lastBytes(data)...), stream: stream, open: !end}
 	v.next++
 }
 
@@ -303,15 +321,19 @@ func lastBytes(data []byte) []byte {
 // recent returns the last n lines, oldest first, with an unfinished one, ready for a terminal.
 func (v *vertex) recent(n int, mask func([]byte) []byte) []tailLine {
 	have := min(v.next, tailLines)
-	all := make([]tailLine, 0, have+1)
+	all := make([]tailLine, 0, have+len(v.parts))
 	for i := v.next - have; i < v.next; i++ {
 		all = append(all, v.lines[i%tailLines])
 	}
-	if len(v.part) > 0 {
-		if have > 0 && all[have-1].open {
-			all[have-1].data = append(bytes.Clone(all[have-1].data), lastBytes(v.part)...)
+	for i := range v.parts {
+		p := &v.parts[i]
+		if len(p.data) == 0 {
+			continue
+		}
+		if have > 0 && all[have-1].open && streamIndex(all[have-1].stream) == i {
+			all[have-1].data = append(bytes.Clone(all[have-1].data), lastBytes(p.data)...)
 		} else {
-			all = append(all, tailLine{at: v.since(v.partAt), data: lastBytes(v.part)})
+			all = append(all, tailLine{at: v.since(p.at), data: lastBytes(p.data)})
 		}
 	}
 	all = all[max(0, len(all)-n):]

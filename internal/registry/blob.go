@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -90,7 +89,7 @@ type stream struct {
 func (s *stream) connect() error {
 	r := &request{method: http.MethodGet, path: s.path + "/blobs/" + s.d.Digest.String(), access: pullAccess(s.path), header: http.Header{}}
 	if s.off > 0 {
-		r.header.Set("Range", "bytes="+strconv.FormatInt(s.off, 10)+"-")
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.d.Size-1))
 	}
 	resp, err := s.h.do(s.ctx, r, http.StatusOK, http.StatusPartialContent)
 	if err != nil {

@@ -137,9 +137,10 @@ func (h *host) networkError(target string, err error) error {
 		badName   x509.HostnameError
 		badCert   x509.CertificateInvalidError
 		alert     tls.AlertError
+		record    tls.RecordHeaderError
 	)
 	switch {
-	case errors.Is(err, http.ErrSchemeMismatch):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		e.Hint = fmt.Sprintf("%s speaks plain http; allow that with --insecure %s", target, target)
 	case errors.As(err, &unknownCA):
 		e.Hint = fmt.Sprintf("put the registry's CA into /etc/docker/certs.d/%s/ca.crt, name it in SSL_CERT_FILE, or skip verification with --insecure %s", target, target)

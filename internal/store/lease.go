@@ -29,10 +29,16 @@ func (s *Store) Lease() (*Lease, error) {
 		if err != nil {
 			return nil, fmt.Errorf("take a lease: %w", err)
 		}
-		if f != nil {
-			s.point("lease.taken")
-			return &Lease{s: s, f: f, have: make(map[Ref]bool)}, nil
+		if f == nil {
+			continue // taken for rubbish before it could be locked
 		}
+		if _, err := fmt.Fprintf(f, "since %d\n", s.opts.Now().UnixNano()); err != nil {
+			os.Remove(f.Name())
+			f.Close()
+			return nil, fmt.Errorf("take a lease: %w", err)
+		}
+		s.point("lease.taken")
+		return &Lease{s: s, f: f, have: make(map[Ref]bool)}, nil
 	}
 }
 
@@ -130,22 +136,26 @@ func (l *leases) read(path string) error {
 	if err != nil {
 		return err
 	}
-	taken := birth(path, fi)
-	if l.oldest.IsZero() || taken.Before(l.oldest) {
-		l.oldest = taken
-	}
 	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	taken := fi.ModTime() // of one that is just being written
 	for line := range strings.Lines(string(b)) {
-		kind, quoted, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		kind, rest, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if !ok {
 			continue
 		}
-		if key, err := strconv.Unquote(quoted); err == nil {
+		if kind == "since" {
+			if n, err := strconv.ParseInt(rest, 10, 64); err == nil {
+				taken = time.Unix(0, n)
+			}
+		} else if key, err := strconv.Unquote(rest); err == nil {
 			l.refs[Ref{Kind: Kind(kind), Key: key}] = true
 		}
+	}
+	if l.oldest.IsZero() || taken.Before(l.oldest) {
+		l.oldest = taken
 	}
 	return nil
 }

@@ -184,9 +184,11 @@ func (s *Store) who() string {
 }
 
 // commandLine is what this process was started as, without the values of name=value arguments, which may be secret.
-var commandLine = sync.OnceValue(func() string {
-	args := []string{filepath.Base(os.Args[0])}
-	for _, a := range os.Args[1:] {
+var commandLine = sync.OnceValue(func() string { return commandLineOf(os.Args) })
+
+func commandLineOf(argv []string) string {
+	args := []string{filepath.Base(argv[0])}
+	for _, a := range argv[1:] {
 		flag, rest := "", a
 		if strings.HasPrefix(a, "-") {
 			if f, v, ok := strings.Cut(a, "="); ok {
@@ -203,7 +205,7 @@ var commandLine = sync.OnceValue(func() string {
 		line = strings.ToValidUTF8(line[:200], "") + "…"
 	}
 	return line
-})
+}
 
 var pidNamespace = sync.OnceValue(func() string {
 	ns, err := os.Readlink("/proc/self/ns/pid")

@@ -125,8 +125,8 @@ func (s *Store) syncedBefore(id string) int64 {
 // Sync flushes to the disk what is in the store, and notes that it did, so that it is trusted after a loss of power.
 // Once per build is enough, and nothing needs to wait for it but the naming of an image.
 //
-// A mark in boot/ is set after the last byte of a blob was written, so the bytes of every blob that has a mark now are
-// flushed by what follows; only then is the blob sealed.
+// A mark in boot/ is set after the last byte of a blob was written, so the bytes of every blob that has a mark and a name
+// now are flushed by what follows; only then is it sealed, if it is still that file.
 func (s *Store) Sync() error {
 	if err := s.sync(); err != nil {
 		return fmt.Errorf("flush the store to the disk: %w", err)
@@ -139,7 +139,7 @@ func (s *Store) sync() error {
 	if err != nil {
 		return err
 	}
-	marks, err := s.marks()
+	open, err := s.unsealed()
 	if err != nil {
 		return err
 	}
@@ -147,22 +147,27 @@ func (s *Store) sync() error {
 		return err
 	}
 	s.point("sync.flushed")
-	for _, name := range marks {
-		err := os.Chmod(s.path(blobDir, name), sealedMode)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // not published yet, or gone: collection takes the mark
-		}
+	for _, u := range open {
+		sealed, err := s.sealBlob(u)
 		if err != nil {
 			return err
 		}
-		s.point("sync.sealed")
-		_ = os.Remove(s.boot.dir(s) + "/" + name)
+		if sealed {
+			s.point("sync.sealed")
+			_ = os.Remove(s.boot.dir(s) + "/" + u.name)
+		}
 	}
 	return s.noteSynced(int64(began))
 }
 
-// marks lists the blobs of this run of the system that are not sealed.
-func (s *Store) marks() ([]string, error) {
+// unsealedBlob is the file of a blob as it was before flushing.
+type unsealedBlob struct {
+	name string
+	was  *syscall.Stat_t
+}
+
+// unsealed lists the blobs of this run of the system that are published and not sealed.
+func (s *Store) unsealed() ([]unsealedBlob, error) {
 	if s.boot.id == "" {
 		return nil, nil
 	}
@@ -170,13 +175,38 @@ func (s *Store) marks() ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	var names []string
+	var out []unsealedBlob
 	for _, e := range entries {
-		if e.Name() != syncedFile {
-			names = append(names, e.Name())
+		fi, err := os.Lstat(s.path(blobDir, e.Name()))
+		if err != nil {
+			continue // not published yet, or gone, or no mark of a blob
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok && fi.Mode().IsRegular() {
+			out = append(out, unsealedBlob{e.Name(), st})
 		}
 	}
-	return names, err
+	return out, err
+}
+
+// sealBlob seals a blob unless its file is not the one that was flushed.
+func (s *Store) sealBlob(u unsealedBlob) (bool, error) {
+	f, err := os.OpenFile(s.path(blobDir, u.name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || st.Ino != u.was.Ino || st.Ctim != u.was.Ctim {
+		return false, nil // the next Sync will
+	}
+	return true, f.Chmod(sealedMode)
 }
 
 // flush flushes the file system of the store, and those of directories in local/ that were mounted from elsewhere.

@@ -22,7 +22,8 @@ import (
 //
 // It holds the whole layer in memory, about 150 bytes an entry.
 type Builder struct {
-	root node
+	root  node
+	count int
 }
 
 type node struct {
@@ -53,6 +54,27 @@ type rare struct {
 // Clean turns the name of a tar entry into a path: relative, clean, and clamped to the root.
 func Clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
+// Len returns how many entries have been made so far, those since dropped and implied parents included: it grows exactly
+// when Add meets a path for the first time.
+func (b *Builder) Len() int { return b.count }
+
+// Opaque marks the directory at path as hiding what the layers below have in it; a missing one is implied.
+func (b *Builder) Opaque(path string) error {
+	if err := CheckPath(path); err != nil {
+		return err
+	}
+	dir, err := b.dir(path)
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	if dir.ino == nil { // the root, so far without an entry
+		dir.ino = newImplied()
+		b.count++
+	}
+	dir.ino.opaque = true
+	return nil
+}
+
 // Add takes the next entry of the tar. Its Path, and its Hardlink if it is one, are the names in the tar, cleaned.
 func (b *Builder) Add(e *Entry) error {
 	if err := CheckPath(e.Path); err != nil {
@@ -73,7 +95,7 @@ func (b *Builder) Add(e *Entry) error {
 	old := dir.kids[name]
 	switch {
 	case old == nil:
-		dir.put(name, ino)
+		b.put(dir, name, ino)
 	case ino.typ == Whiteout:
 		if old.ino.typ == Dir {
 			old.ino.opaque = true
@@ -96,7 +118,9 @@ func (b *Builder) addRoot(e *Entry) error {
 		return fmt.Errorf("%w: the root is a %v", ErrPath, e.Type)
 	}
 	ino := newInode(e)
-	if b.root.ino != nil {
+	if b.root.ino == nil {
+		b.count++
+	} else {
 		ino.opaque = ino.opaque || b.root.ino.opaque
 	}
 	b.root.ino = ino
@@ -121,13 +145,14 @@ func (b *Builder) inode(e *Entry) (*inode, error) {
 	return target.ino, nil
 }
 
-func (n *node) put(name string, ino *inode) *node {
+func (b *Builder) put(dir *node, name string, ino *inode) *node {
 	kid := &node{}
 	kid.set(ino)
-	if n.kids == nil {
-		n.kids = make(map[string]*node)
+	if dir.kids == nil {
+		dir.kids = make(map[string]*node)
 	}
-	n.kids[strings.Clone(name)] = kid
+	dir.kids[strings.Clone(name)] = kid
+	b.count++
 	return kid
 }
 
@@ -166,9 +191,10 @@ func (b *Builder) descend(path string) (n *node, plain bool, err error) {
 		switch {
 		case next == nil:
 			// A symlink further up may still send us elsewhere, but none can be below what is missing.
-			next = n.put(name, &inode{typ: Dir, implied: true, mode: 0o755, offset: -1})
+			next = b.put(n, name, newImplied())
 		case next.ino.typ == Whiteout:
-			next.set(&inode{typ: Dir, implied: true, opaque: true, mode: 0o755, offset: -1})
+			next.set(newImplied())
+			next.ino.opaque = true
 		case next.ino.typ == Symlink:
 			return nil, false, nil
 		case next.ino.typ != Dir:
@@ -261,6 +287,10 @@ func newInode(e *Entry) *inode {
 		ino.rare = &rare{link: strings.Clone(e.Link), major: e.Major, minor: e.Minor, xattrs: slices.Clone(e.Xattrs)}
 	}
 	return ino
+}
+
+func newImplied() *inode {
+	return &inode{typ: Dir, implied: true, mode: 0o755, offset: -1}
 }
 
 func (i *inode) entry(path string) *Entry {

@@ -136,6 +136,27 @@ func TestBuilderRefuses(t *testing.T) {
 	}
 }
 
+func TestBuilderOpaque(t *testing.T) {
+	var b Builder
+	for _, err := range []error{
+		b.Add(&Entry{Path: "a", Type: Dir}), b.Opaque("a"), b.Opaque("b/c"), b.Add(&Entry{Path: "b/c", Type: Dir}), b.Opaque(""),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := " directory implied opaque\na directory opaque\nb directory implied\nb/c directory opaque"
+	if got := list(t, finished(t, &b)); got != want {
+		t.Errorf("got:\n%s", got)
+	}
+	if b.Len() != 4 {
+		t.Errorf("%d entries", b.Len())
+	}
+	if err := b.Opaque("../x"); err == nil {
+		t.Error("accepted a path outside")
+	}
+}
+
 // TestBuilderAgainstKernel extracts random tars with plain system calls and compares what is on disk with the index.
 func TestBuilderAgainstKernel(t *testing.T) {
 	for seed := range uint64(120) {

@@ -24,13 +24,11 @@ func TestResolveAgainstKernel(t *testing.T) {
 			if e.Type == Symlink {
 				e.Link = randomPath(r, true)
 			}
-			if extract(root, &e) == nil {
-				if err := b.Add(&e); err != nil {
-					t.Fatal(err)
-				}
-			}
+			_ = b.Add(&e) // what cannot be is refused, and is not what this test is about
 		}
-		c := NewChain([]*Index{finished(t, &b)})
+		x := finished(t, &b)
+		unpack(t, root, x)
+		c := NewChain([]*Index{x})
 		fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -46,6 +44,26 @@ func TestResolveAgainstKernel(t *testing.T) {
 	}
 	if found < 500 {
 		t.Fatalf("only %d paths led anywhere: the test tests nothing", found)
+	}
+}
+
+// unpack puts what an index says on disk; all parents are plain directories, so nothing is followed.
+func unpack(t *testing.T, root string, x *Index) {
+	t.Helper()
+	for e, err := range x.Subtree("") {
+		at := filepath.Join(root, e.Path)
+		switch {
+		case err != nil || e.Path == "":
+		case e.Type == Dir:
+			err = os.Mkdir(at, 0o755)
+		case e.Type == Symlink:
+			err = os.Symlink(e.Link, at)
+		default:
+			err = os.WriteFile(at, nil, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

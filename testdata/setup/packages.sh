@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# packages.sh: install the Debian packages that the tests and the demo use. Needs root; does nothing when all are here.
+# packages.sh [test|demo]: install the Debian packages that the tests or the demo use. Needs root, unless all are here.
 set -euo pipefail
 
-packages=(
-  attr busybox-static libcap2-bin mmdebstrap uidmap      # what tests are made of
-  skopeo umoci podman buildah docker-registry            # other tools that must understand what we make
-  ca-certificates gcc libc6-dev                          # the race detector
-)
+# What makes base images; `packages.sh demo` installs no more.
+packages=(busybox-static mmdebstrap uidmap umoci)
+if [ "${1:-test}" = test ]; then
+  packages+=(
+    attr libcap2-bin                          # what tests look at files with
+    skopeo podman buildah docker-registry     # other tools that must understand what we make
+    runc                                      # what runs containers where crun refuses the cgroup layout
+    ca-certificates gcc libc6-dev             # the race detector
+  )
+fi
 
 missing=()
 for p in "${packages[@]}"; do

@@ -1,0 +1,344 @@
+package executor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reentry must be called first in main. In the first process of a step it never returns; elsewhere it returns false at once.
+func Reentry() bool {
+	if len(os.Args) != 1 {
+		return false
+	}
+	switch os.Args[0] {
+	case argInit:
+		stepInit()
+	case argProbe:
+		probeInit()
+	default:
+		return false
+	}
+	return true
+}
+
+// stepInit is the first process of a step, alone in its new namespaces. Credentials, capabilities and filters belong to
+// threads, and the thread that executes the command is the one whose count.
+func stepInit() {
+	runtime.LockOSThread()
+	err := runInit()
+	m := message{}
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		m.Exit = exit
+	} else {
+		errors.As(setupError("start the step", err), &m.Setup)
+	}
+	report(m)
+	os.Exit(1)
+}
+
+func runInit() error {
+	if err := unix.CloseRange(initSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return setupError("protect inherited files", err)
+	}
+	p, err := readPlan()
+	if err != nil {
+		return setupError("read the plan", err)
+	}
+	unix.Umask(0o022)
+	if err := prepareProcess(p); err != nil {
+		return err
+	}
+	root := initRoot
+	if err := buildTree(p, root); err != nil {
+		return err
+	}
+	dir, err := enterRoot(p, root)
+	if err != nil {
+		return err
+	}
+	if err := become(p, dir); err != nil {
+		return err
+	}
+	return execute(p)
+}
+
+func readPlan() (*plan, error) {
+	data, err := io.ReadAll(os.NewFile(initPlan, "plan"))
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{}
+	return p, json.Unmarshal(data, p)
+}
+
+// report sends a message. Nobody can be told when that fails; the process ends then, and so the other side learns of it.
+func report(m message, fds ...int) {
+	data, err := json.Marshal(m)
+	if err != nil {
+		os.Exit(1)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(initSocket, data, oob, nil, 0); err != nil {
+		os.Exit(1)
+	}
+}
+
+// prepareProcess sets what belongs to the process and the namespaces other than the mount namespace.
+func prepareProcess(p *plan) error {
+	if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
+		return setupError("set the hostname", err)
+	}
+	if p.Loopback {
+		if err := loopbackUp(); err != nil {
+			return setupError("bring up the loopback interface", err)
+		}
+	}
+	if err := defaultOOMScore(); err != nil {
+		return setupError("set oom_score_adj", err)
+	}
+	// A keyring of its own: the caller's may hold keys. Kernels without keyrings have nothing to hide.
+	unix.KeyctlJoinSessionKeyring("step")
+	for _, r := range p.Rlimits {
+		if err := setRlimit(r); err != nil {
+			return setupError(fmt.Sprintf("set resource limit %d", r.Resource), err)
+		}
+	}
+	return nil
+}
+
+func setRlimit(r Rlimit) error {
+	lim := unix.Rlimit{Cur: r.Soft, Max: r.Hard}
+	return unix.Setrlimit(r.Resource, &lim)
+}
+
+// loopbackUp is `ip link set lo up`.
+func loopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr)
+}
+
+// defaultOOMScore makes a step at least as good a victim as any other process: a builder that is protected from the OOM killer
+// must not protect what it runs.
+func defaultOOMScore() error {
+	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return err
+	}
+	if fs.Type != unix.PROC_SUPER_MAGIC {
+		return errors.New("/proc is not the kernel's")
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 16))
+	if err != nil || !strings.HasPrefix(string(b), "-") {
+		return err
+	}
+	_, err = f.WriteAt([]byte("0"), 0)
+	return err
+}
+
+// enterRoot makes root the root of the namespace, takes everything else away, and returns the working directory.
+func enterRoot(p *plan, root int) (dir int, err error) {
+	if err := pivot(root); err != nil {
+		return -1, setupError("pivot_root", err)
+	}
+	m, err := newMaker(root)
+	if err != nil {
+		return -1, setupError("open the root", err)
+	}
+	where := p.Dir
+	if where == "" {
+		where = "/"
+	}
+	dir, err = m.directory(where, owner{p.UID, p.GID})
+	if err != nil {
+		return -1, setupError("working directory "+where, err)
+	}
+	return dir, nil
+}
+
+func pivot(root int) error {
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(old)
+	if err := unix.Fchdir(root); err != nil {
+		return err
+	}
+	err = unix.PivotRoot(".", ".")
+	if err == unix.EINVAL {
+		// The old root is an initramfs, which cannot be put aside. On top of it the new one cannot be climbed out of: the way
+		// up from its root leads back to the top.
+		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+			return err
+		}
+		if err := unix.Chroot("."); err != nil {
+			return err
+		}
+		return unix.Chdir("/")
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// become takes on the user and gives up what a step may not have. The filter comes first, while CAP_SYS_ADMIN still allows to
+// install it without no_new_privs, which would break setuid programs; it lets pass what follows.
+func become(p *plan, dir int) error {
+	if err := unix.Fchdir(dir); err != nil {
+		return setupError("enter the working directory", err)
+	}
+	if wd, err := os.Getwd(); err != nil || !strings.HasPrefix(wd, "/") {
+		return &SetupError{Op: "enter the working directory", Msg: "it is outside of the root"}
+	}
+	giveStdio(p.UID)
+	if !p.Insecure {
+		if err := dropBounding(p.KeepCaps); err != nil {
+			return setupError("drop capabilities", err)
+		}
+		if err := installFilter(p.Filter); err != nil {
+			return setupError("install the seccomp filter", err)
+		}
+	}
+	if err := setIDs(p); err != nil {
+		return err
+	}
+	if err := limitCaps(p.KeepCaps); err != nil {
+		return setupError("drop capabilities", err)
+	}
+	return nil
+}
+
+// giveStdio makes pipes that are standard files the user's, so that programs can open /dev/stdout. Refusals are no harm.
+func giveStdio(uid uint32) {
+	for fd := 0; fd < 3; fd++ {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil {
+			continue
+		}
+		// A writer that gets EAGAIN from its standard output is lost.
+		unix.SetNonblock(fd, false)
+		if st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != uid {
+			unix.Fchown(fd, int(uid), -1)
+		}
+	}
+}
+
+func installFilter(filter []unix.SockFilter) error {
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// setIDs changes the calling thread only; package syscall would change threads that are about to end, one by one.
+func setIDs(p *plan) error {
+	groups := append([]uint32{p.GID}, p.Groups...)
+	_, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0)
+	runtime.KeepAlive(groups)
+	if errno != 0 {
+		return idError("groups", fmt.Sprint(groups), errno)
+	}
+	gid, uid := uintptr(p.GID), uintptr(p.UID)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
+		return idError("group", fmt.Sprint(p.GID), errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+		return idError("user", fmt.Sprint(p.UID), errno)
+	}
+	return nil
+}
+
+func idError(what, id string, errno unix.Errno) error {
+	e := &SetupError{Op: "become " + what + " " + id, Errno: errno}
+	if errno == unix.EINVAL {
+		e.Blocker = "the id is outside of the range of this user namespace"
+		e.Fix = "a larger range in /etc/subuid and /etc/subgid"
+	}
+	return e
+}
+
+// defaultPath is where commands are looked for when Env has no PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// execute replaces the process by the command. It returns only errors, as a shell would report them.
+func execute(p *plan) error {
+	path, err := lookup(p.Args[0], p.Env)
+	if err != nil {
+		return err
+	}
+	resetSignals()
+	err = execve(path, p.Args, p.Env)
+	code := 126
+	if err == unix.ENOENT {
+		code = 127
+	}
+	return &ExitError{Code: code, Msg: fmt.Sprintf("exec %s: %v", path, err)}
+}
+
+// lookup finds the command as the user, in the root.
+func lookup(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	path := defaultPath
+	if i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }); i >= 0 {
+		path = env[i][len("PATH="):]
+	}
+	denied := false
+	for _, dir := range strings.Split(path, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		full := dir + "/" + name
+		var st unix.Stat_t
+		if unix.Stat(full, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		if unix.Faccessat(unix.AT_FDCWD, full, unix.X_OK, unix.AT_EACCESS) != nil {
+			denied = true
+			continue
+		}
+		return full, nil
+	}
+	if denied {
+		return "", &ExitError{Code: 126, Msg: fmt.Sprintf("exec: %q: permission denied", name)}
+	}
+	return "", &ExitError{Code: 127, Msg: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+}

@@ -1,0 +1,49 @@
+package executor
+
+import "golang.org/x/sys/unix"
+
+// argInit is argument zero of a step's first process, which sets up the sandbox from inside and then becomes the command.
+const argInit = "build-step-init"
+
+// Descriptors the step's first process finds open.
+const (
+	initSocket = 3 // SOCK_SEQPACKET; messages go from the step to the process that started it
+	initPlan   = 4 // a file with the plan
+	initRoot   = 5 // the root as a detached mount
+	initExe    = 6 // protectedExe
+	initFirst  = 7 // sources.files, of which the first is the memory file system
+	initMemory = initFirst
+)
+
+// initExePath names initExe to execve.
+const initExePath = "/proc/self/fd/6"
+
+// plan is what the step's first process has to do. Everything that could be decided outside has been.
+type plan struct {
+	Args, Env  []string
+	Dir        string
+	UID, GID   uint32
+	Groups     []uint32
+	Hostname   string
+	Loopback   bool // bring up lo: the network namespace is new
+	Insecure   bool
+	ShmSize    int64
+	Rlimits    []Rlimit
+	Filter     []unix.SockFilter
+	KeepCaps   uint64
+	Mounts     []preparedMount
+	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox
+}
+
+// message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
+type message struct {
+	Stubs   []stubName  `json:",omitempty"` // with two descriptors each: parent, stub
+	Touched []touched   `json:",omitempty"`
+	Setup   *SetupError `json:",omitempty"`
+	Exit    *ExitError  `json:",omitempty"`
+}
+
+type stubName struct {
+	Name string
+	Dir  bool
+}

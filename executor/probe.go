@@ -1,0 +1,200 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// argProbe is argument zero of the process that tries what needs new namespaces.
+const argProbe = "build-probe"
+
+// Report is what Probe found, in the order in which a step needs it.
+type Report struct{ Checks []Check }
+
+// Check is one primitive, tried.
+type Check struct {
+	Name    string
+	OK      bool
+	Detail  string        `json:",omitempty"` // which way it works, or what the kernel said
+	Errno   syscall.Errno `json:",omitempty"`
+	Blocker string        `json:",omitempty"` // who is in the way, as far as can be told
+	Fix     string        `json:",omitempty"`
+}
+
+// OK reports whether everything a sandboxed step needs works.
+func (r Report) OK() bool {
+	for _, c := range r.Checks {
+		if !c.OK {
+			return false
+		}
+	}
+	return len(r.Checks) > 0
+}
+
+func newCheck(name, detail string, err error) Check {
+	if err == nil {
+		return Check{Name: name, OK: true, Detail: detail}
+	}
+	c := Check{Name: name}
+	var e *SetupError
+	if errors.As(setupError(name, err), &e) {
+		c.Errno, c.Blocker, c.Fix = e.Errno, e.Blocker, e.Fix
+	}
+	c.Detail = err.Error()
+	return c
+}
+
+// Probe tries, by doing, each primitive that Run uses, with overlays on the file system of dir (where it makes and removes a
+// directory). It must be called where Run would be.
+func Probe(ctx context.Context, dir string) Report {
+	var r Report
+	way, err := probeOverlay(dir)
+	r.Checks = append(r.Checks, newCheck("overlay on "+dir, way, err))
+	inside, err := probeNamespaces(ctx)
+	r.Checks = append(r.Checks, newCheck("mount, pid, ipc, uts, cgroup and network namespaces", "", err))
+	r.Checks = append(r.Checks, inside...)
+	_, err = sandboxFilter()
+	r.Checks = append(r.Checks, newCheck("seccomp profile for "+runtime.GOARCH, "", err))
+	if err == nil {
+		_, err = protectedExe()
+	}
+	r.Checks = append(r.Checks, newCheck("protected copy of the program", "", err))
+	return r
+}
+
+// probeOverlay says which way of mounting works, and that the overlay then does what layers need: an overlay without userxattr
+// in a user namespace mounts and then fails to remove directories.
+func probeOverlay(dir string) (way string, err error) {
+	tmp, err := os.MkdirTemp(dir, "probe-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	o := Overlay{Lower: []string{tmp + "/lower"}, Upper: tmp + "/upper", Work: tmp + "/work"}
+	for _, d := range []string{"lower/dir/sub", "upper", "work"} {
+		if err := os.MkdirAll(filepath.Join(tmp, d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	if err := os.WriteFile(tmp+"/lower/file", nil, 0o644); err != nil {
+		return "", err
+	}
+	fd, way, err := mountOverlay(o, unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return "", err
+	}
+	defer os.Chmod(tmp+"/work/work", 0o700) // so that it can be removed
+	defer unix.Close(fd)
+	return way, useOverlay(fd, o.Upper)
+}
+
+func useOverlay(fd int, upper string) error {
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"remove a file", func() error { return unix.Unlinkat(fd, "file", 0) }},
+		{"remove a directory's directory", func() error { return unix.Unlinkat(fd, "dir/sub", unix.AT_REMOVEDIR) }},
+		{"remove a directory", func() error { return unix.Unlinkat(fd, "dir", unix.AT_REMOVEDIR) }},
+		{"make it again", func() error { return unix.Mkdirat(fd, "dir", 0o755) }},
+		{"find the whiteout", func() error {
+			var st unix.Stat_t
+			if err := unix.Lstat(upper+"/file", &st); err != nil {
+				return err
+			}
+			if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+				return errors.New("it is not a device 0:0")
+			}
+			return nil
+		}},
+		{"find the directory opaque", func() error {
+			_, err := unix.Lgetxattr(upper+"/dir", "user.overlay.opaque", make([]byte, 8))
+			return err
+		}},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+// probeNamespaces starts a process like a step's first, which tries the rest.
+func probeNamespaces(ctx context.Context) ([]Check, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{argProbe}, []string{}, "/", []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: stepNamespaces | unix.CLONE_NEWNET}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, startError(err)
+	}
+	data, rerr := io.ReadAll(r)
+	if err := cmd.Wait(); err != nil {
+		return nil, fmt.Errorf("the probing process: %w", err)
+	}
+	if rerr != nil {
+		return nil, rerr
+	}
+	var checks []Check
+	if err := json.Unmarshal(data, &checks); err != nil {
+		return nil, fmt.Errorf("the probing process: %w", err)
+	}
+	return checks, nil
+}
+
+// probeInit is that process. What it mounts is attached nowhere; its namespaces end with it.
+func probeInit() {
+	runtime.LockOSThread()
+	mount := func(fstype string, options ...string) error {
+		fd, err := newMount(fstype, strictAttrs, options...)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	}
+	var checks []Check
+	try := func(name string, err error) { checks = append(checks, newCheck(name, "", err)) }
+	try("private mounts", unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
+	try("fresh /proc", mount("proc"))
+	try("sysfs of a network namespace", mount("sysfs"))
+	try("tmpfs", mount("tmpfs", "mode=0755"))
+	try("devpts", mount("devpts", "newinstance"))
+	for _, d := range devices {
+		fd, err := openDevice(d.name, d.major, d.minor)
+		if err == nil {
+			_, err = cloneFD(fd, 0, unix.MOUNT_ATTR_NOSUID)
+		}
+		if err != nil {
+			try("/dev/"+d.name, err)
+		}
+	}
+	try("loopback interface", loopbackUp())
+	_, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	try("openat2", err)
+	// Last: filters stay.
+	filter, err := sandboxFilter()
+	if err == nil {
+		err = installFilter(filter)
+	}
+	try("seccomp filter", err)
+	if json.NewEncoder(os.NewFile(initSocket, "report")).Encode(checks) != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

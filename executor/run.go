@@ -1,0 +1,343 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run runs the command of spec and waits until it and every process it started are gone. Success is nil; anything the command
+// or its root filesystem is to blame for is an *ExitError, anything else that kept the sandbox from being made a *SetupError.
+// When ctx ends all processes are killed at once, whoever they have become, and the cause of ctx is returned. Nil files are
+// /dev/null.
+//
+// The calling process must have CAP_SYS_ADMIN in the user namespace whose ids the root's files have. It should be process 1 of
+// a pid namespace (see internal/userns), so that its own death takes the step with it.
+func Run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
+	if err := spec.check(); err != nil {
+		return &SetupError{Op: "check the step", Msg: err.Error()}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	upper := openUpper(spec.Root)
+	defer upper.close()
+	s, err := prepare(spec)
+	if err != nil {
+		return err
+	}
+	err = s.run(ctx, spec, stdin, stdout, stderr)
+	// The root's mount is gone, and the upper directory free to be changed, when the last of our descriptors on it is.
+	s.removeStubs()
+	s.close()
+	upper.prune(s.touched)
+	return err
+}
+
+// step is one run, seen from the process that started it.
+type step struct {
+	root    *os.File
+	sources *sources
+	plan    *plan
+	stubs   []stub
+	touched []touched
+	failed  error // what the first process said before it could become the command
+}
+
+func (s *step) close() {
+	for _, st := range s.stubs {
+		unix.Close(st.parent)
+		unix.Close(st.fd)
+	}
+	s.sources.close()
+	s.root.Close()
+}
+
+// prepare makes everything that does not need the step's own namespaces.
+func prepare(spec *Spec) (s *step, err error) {
+	fd, err := mountRoot(spec.Root, spec.Security)
+	if err != nil {
+		return nil, err
+	}
+	s = &step{root: os.NewFile(uintptr(fd), "root"), sources: &sources{}}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	id, err := resolveUser(fd, spec.User)
+	if err != nil {
+		return nil, &ExitError{Code: 126, Msg: err.Error()}
+	}
+	if s.sources, err = prepareSources(spec); err != nil {
+		return nil, err
+	}
+	s.plan = &plan{
+		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
+		UID: id.uid, GID: id.gid, Groups: id.groups,
+		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits,
+		Mounts: s.sources.mounts, CgroupView: true,
+	}
+	if s.plan.Hostname == "" {
+		s.plan.Hostname = DefaultHostname
+	}
+	if s.plan.ShmSize == 0 {
+		s.plan.ShmSize = 64 << 20
+	}
+	switch spec.Security {
+	case Insecure:
+		s.plan.Insecure, s.plan.KeepCaps = true, ^uint64(0)
+	default:
+		s.plan.KeepCaps = dockerCaps
+		if s.plan.Filter, err = sandboxFilter(); err != nil {
+			return nil, setupError("compile the seccomp filter", err)
+		}
+	}
+	return s, nil
+}
+
+// environment drops all but the last of equal names and adds HOME where it is missing or empty.
+func environment(env []string, home string) []string {
+	last := map[string]int{}
+	for i, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		last[name] = i
+	}
+	out := make([]string, 0, len(env)+1)
+	hasHome := false
+	for i, e := range env {
+		name, value, ok := strings.Cut(e, "=")
+		if !ok || last[name] != i || (name == "HOME" && value == "") {
+			continue
+		}
+		hasHome = hasHome || name == "HOME"
+		out = append(out, e)
+	}
+	if !hasHome {
+		out = append(out, "HOME="+home)
+	}
+	return out
+}
+
+// stepNamespaces are those that every step has of its own.
+const stepNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
+func (s *step) command(stdin, stdout, stderr, sock, planFile *os.File) (*exec.Cmd, error) {
+	exe, err := protectedExe()
+	if err != nil {
+		return nil, err
+	}
+	flags := uintptr(stepNamespaces)
+	if s.plan.Loopback {
+		flags |= unix.CLONE_NEWNET
+	}
+	cmd := &exec.Cmd{
+		Path: initExePath, Args: []string{argInit}, Env: []string{}, Dir: "/",
+		ExtraFiles: append([]*os.File{sock, planFile, s.root, exe}, s.sources.files...),
+		SysProcAttr: &syscall.SysProcAttr{
+			Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL,
+		},
+	}
+	// Only files: a copying goroutine of os/exec would wait for whatever still has the other end open.
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	if stderr != nil {
+		cmd.Stderr = stderr
+	}
+	return cmd, nil
+}
+
+func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
+	planFile, err := writePlan(s.plan)
+	if err != nil {
+		return setupError("write the plan", err)
+	}
+	defer planFile.Close()
+	ours, theirs, err := messagePair()
+	if err != nil {
+		return setupError("make a socket", err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	cmd, err := s.command(stdin, stdout, stderr, theirs, planFile)
+	if err != nil {
+		return setupError("start the step", err)
+	}
+	// The parent-death signal is sent when the thread that made the child ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return startError(err)
+	}
+	theirs.Close()
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() }) // by pidfd: its death kills all of the pid namespace
+	listened := make(chan struct{})
+	go func() {
+		defer close(listened)
+		s.listen(ours)
+	}()
+	err = cmd.Wait()
+	stop()
+	<-listened
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case s.failed != nil:
+		return s.failed
+	}
+	return exitError(err)
+}
+
+// writePlan gives the plan as a file: pipes and sockets are too small for the largest of them.
+func writePlan(p *plan) (*os.File, error) {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "plan")
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, err
+	}
+	_, err = f.Seek(0, 0)
+	return f, err
+}
+
+func messagePair() (ours *net.UnixConn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	theirs = os.NewFile(uintptr(fds[1]), "step")
+	f := os.NewFile(uintptr(fds[0]), "step")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return c.(*net.UnixConn), theirs, nil
+}
+
+// listen takes the step's messages until it executes its command or ends.
+func (s *step) listen(c *net.UnixConn) {
+	buf := make([]byte, 256<<10)
+	oob := make([]byte, unix.CmsgSpace(4*253))
+	for {
+		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+		if err != nil || n == 0 {
+			return
+		}
+		fds := receivedFDs(oob[:oobn])
+		var m message
+		if err := json.Unmarshal(buf[:n], &m); err != nil || len(fds) != 2*len(m.Stubs) {
+			s.failed = &SetupError{Op: "start the step", Msg: "its first process sent nonsense"}
+			closeFDs(fds)
+			return
+		}
+		for i, st := range m.Stubs {
+			s.stubs = append(s.stubs, stub{parent: fds[2*i], fd: fds[2*i+1], name: st.Name, dir: st.Dir})
+		}
+		s.touched = append(s.touched, m.Touched...)
+		if m.Exit != nil {
+			s.failed = m.Exit
+		} else if m.Setup != nil {
+			s.failed = m.Setup
+		}
+	}
+}
+
+func receivedFDs(oob []byte) []int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for i := range msgs {
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			out = append(out, fds...)
+		}
+	}
+	return out
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+func startError(err error) error {
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	e := &SetupError{Op: "make the step's namespaces", Errno: errno}
+	switch errno {
+	case unix.ENOSPC:
+		e.Blocker = "the limit of namespaces is reached (sysctl user.max_mnt_namespaces, max_pid_namespaces, max_net_namespaces)"
+	case unix.EPERM, unix.EACCES:
+		e.Blocker, e.Fix = blockerOf("namespaces")
+	case 0:
+		e.Msg = err.Error()
+	}
+	return e
+}
+
+// exitError translates how the command ended.
+func exitError(err error) error {
+	if err == nil {
+		return nil
+	}
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) {
+		return setupError("wait for the step", err)
+	}
+	ws, ok := ee.Sys().(syscall.WaitStatus)
+	if ok && ws.Signaled() {
+		return &ExitError{Code: 128 + int(ws.Signal()), Signal: ws.Signal().String()}
+	}
+	return &ExitError{Code: ee.ExitCode()}
+}
+
+// removeStubs takes away the mount points that were made for this run, as far as they are still what was made and empty.
+// Everything goes by descriptor, so whatever the step put in their place or above them is neither followed nor touched.
+func (s *step) removeStubs() {
+	for i := len(s.stubs) - 1; i >= 0; i-- {
+		removeStub(&s.stubs[i])
+	}
+}
+
+func removeStub(s *stub) {
+	var made, now, parent unix.Stat_t
+	if unix.Fstat(s.fd, &made) != nil || unix.Fstat(s.parent, &parent) != nil ||
+		unix.Fstatat(s.parent, s.name, &now, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return
+	}
+	if made.Dev != now.Dev || made.Ino != now.Ino || made.Mode&unix.S_IFMT != now.Mode&unix.S_IFMT {
+		return
+	}
+	flags := 0
+	if s.dir {
+		flags = unix.AT_REMOVEDIR // fails when not empty
+	} else if now.Size != 0 {
+		return
+	}
+	if unix.Unlinkat(s.parent, s.name, flags) == nil {
+		restoreTime(s.parent, &parent)
+	}
+}

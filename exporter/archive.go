@@ -1,0 +1,209 @@
+package exporter
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// OCITar writes imgs as an OCI layout in a tar.
+func OCITar(ctx context.Context, w io.Writer, imgs []Image) error {
+	parts, err := layoutParts(imgs)
+	if err != nil {
+		return err
+	}
+	return writeArchive(ctx, w, parts)
+}
+
+// DockerTar writes one image as an archive that docker load and podman load accept: an OCI layout with the manifest.json
+// of docker save beside it.
+func DockerTar(ctx context.Context, w io.Writer, imgs []Image) error {
+	if len(imgs) != 1 {
+		return fmt.Errorf("a docker archive holds one image, not %d; use an OCI layout for several platforms", len(imgs))
+	}
+	parts, err := layoutParts(imgs)
+	if err != nil {
+		return err
+	}
+	list, err := dockerList(&imgs[0])
+	if err != nil {
+		return err
+	}
+	return writeArchive(ctx, w, append(parts, part{name: "manifest.json", mode: 0o644, data: list}))
+}
+
+// dockerList is the manifest.json of docker save.
+func dockerList(im *Image) ([]byte, error) {
+	tags, err := im.repoTags()
+	if err != nil {
+		return nil, err
+	}
+	layers := []string{}
+	for _, l := range im.Layers {
+		layers = append(layers, blobName(l.Digest))
+	}
+	return json.Marshal([]struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}{{blobName(im.ConfigDigest()), tags, layers}})
+}
+
+// part is one file of a layout: small data, or a blob to be opened when its turn comes.
+type part struct {
+	name string
+	mode int64
+	data []byte
+	desc ocispec.Descriptor // of a blob
+	open func(ctx context.Context) (io.ReadCloser, error)
+}
+
+func (p *part) size() int64 {
+	if p.open != nil {
+		return p.desc.Size
+	}
+	return int64(len(p.data))
+}
+
+func blobName(d digest.Digest) string {
+	return ocispec.ImageBlobsDir + "/" + d.Algorithm().String() + "/" + d.Encoded()
+}
+
+// layoutParts lists the files of a layout that holds imgs, every blob once, the index last.
+func layoutParts(imgs []Image) ([]part, error) {
+	blobs, err := blobParts(imgs)
+	if err != nil {
+		return nil, err
+	}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	for i := range imgs {
+		entries, err := imgs[i].entries()
+		if err != nil {
+			return nil, err
+		}
+		index.Manifests = append(index.Manifests, entries...)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return nil, err
+	}
+	return append(blobs,
+		part{name: ocispec.ImageLayoutFile, mode: 0o444, data: layoutFile()},
+		part{name: ocispec.ImageIndexFile, mode: 0o644, data: raw}), nil
+}
+
+func layoutFile() []byte {
+	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
+}
+
+func blobParts(imgs []Image) ([]part, error) {
+	var parts []part
+	seen := map[digest.Digest]bool{}
+	add := func(p part, d digest.Digest) {
+		if !seen[d] {
+			seen[d] = true
+			p.name, p.mode = blobName(d), 0o444
+			parts = append(parts, p)
+		}
+	}
+	for i := range imgs {
+		im := &imgs[i]
+		if err := im.check(); err != nil {
+			return nil, err
+		}
+		add(part{data: im.Manifest}, im.Digest())
+		add(part{data: im.Config}, im.ConfigDigest())
+		for n, l := range im.Layers {
+			if l.Open == nil {
+				return nil, fmt.Errorf("layer %d (%s) cannot be read", n+1, l.Digest)
+			}
+			add(part{desc: l.Descriptor, open: l.Open}, l.Digest)
+		}
+	}
+	return parts, nil
+}
+
+// writeArchive writes the parts sorted by name, with the directories of blobs, all of the time zero.
+func writeArchive(ctx context.Context, w io.Writer, parts []part) error {
+	dirs := map[string]bool{}
+	for _, p := range parts {
+		for i, c := range p.name {
+			if c == '/' {
+				dirs[p.name[:i+1]] = true
+			}
+		}
+	}
+	for d := range dirs {
+		parts = append(parts, part{name: d, mode: 0o755})
+	}
+	slices.SortFunc(parts, func(a, b part) int { return strings.Compare(a.name, b.name) })
+	tw := tar.NewWriter(w)
+	buf := make([]byte, 256<<10)
+	for i := range parts {
+		if err := writePart(ctx, tw, &parts[i], buf); err != nil {
+			return fmt.Errorf("writing %s: %w", parts[i].name, err)
+		}
+	}
+	return tw.Close()
+}
+
+func writePart(ctx context.Context, tw *tar.Writer, p *part, buf []byte) error {
+	h := &tar.Header{Name: p.name, Mode: p.mode, Size: p.size(), Typeflag: tar.TypeReg}
+	if strings.HasSuffix(p.name, "/") {
+		h.Typeflag = tar.TypeDir
+	}
+	if err := tw.WriteHeader(h); err != nil {
+		return err
+	}
+	if p.open == nil {
+		_, err := tw.Write(p.data)
+		return err
+	}
+	return copyBlob(ctx, tw, p, buf)
+}
+
+// copyBlob streams a blob to w and makes sure that it was the one meant.
+func copyBlob(ctx context.Context, w io.Writer, p *part, buf []byte) error {
+	r, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	h := p.desc.Digest.Algorithm().Digester()
+	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(w, h.Hash())}, io.LimitReader(contextReader{ctx, r}, p.desc.Size+1), buf)
+	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != p.desc.Size {
+		return fmt.Errorf("blob %s does not have the %d bytes it should", p.desc.Digest, p.desc.Size)
+	}
+	if err != nil {
+		return err
+	}
+	if got := h.Digest(); got != p.desc.Digest {
+		return fmt.Errorf("blob %s turned out to have the digest %s", p.desc.Digest, got)
+	}
+	return nil
+}
+
+// onlyWriter hides ReadFrom, which would bypass the buffer.
+type onlyWriter struct{ io.Writer }
+
+// contextReader ends a copy when the context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}

@@ -1,0 +1,120 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Each way of damaging a store is found, is repaired, and is gone then.
+func TestCheckFindsAndRepairs(t *testing.T) {
+	const image = "app:1"
+	type state struct {
+		s     *Store
+		blob  digest.Digest
+		layer digest.Digest // a blob of the image
+		img   Name
+	}
+	for name, tc := range map[string]struct {
+		damage func(t *testing.T, x state)
+		want   string // the kinds found, in order
+	}{
+		"nothing":            {func(*testing.T, state) {}, ""},
+		"truncated blob":     {func(t *testing.T, x state) { must(t, os.Truncate(x.s.BlobPath(x.blob), 3)) }, "damaged"},
+		"changed blob":       {func(t *testing.T, x state) { must(t, os.WriteFile(x.s.BlobPath(x.blob), []byte("?"), 0o600)) }, "damaged"},
+		"blob of an image":   {func(t *testing.T, x state) { must(t, os.Remove(x.s.BlobPath(x.layer))) }, "dangling dangling"},
+		"manifest":           {func(t *testing.T, x state) { must(t, os.Remove(x.s.BlobPath(x.img.Descriptor.Digest))) }, "dangling dangling"},
+		"truncated record":   {func(t *testing.T, x state) { must(t, os.Truncate(x.s.filePath(KindRecord, "r-a"), 9)) }, "damaged"},
+		"rejected record":    {func(t *testing.T, x state) { must(t, x.s.Write(KindRecord, "bad", []byte("bad"))) }, "damaged"},
+		"layer without blob": {func(t *testing.T, x state) { must(t, x.s.RemoveBlob(x.blob)) }, "dangling dangling"},
+		"record without layer": {func(t *testing.T, x state) {
+			must(t, x.s.Remove(KindLayer, "l-a"))
+		}, "dangling"},
+		"index": {func(t *testing.T, x state) { must(t, x.s.Write(KindIndex, "bad", nil)) }, "damaged"},
+		"name": {func(t *testing.T, x state) {
+			must(t, os.WriteFile(x.s.filePath(KindName, image), []byte("x"), 0o600))
+		}, "damaged stale"},
+		"file in the wrong place": {func(t *testing.T, x state) {
+			must(t, os.Rename(x.s.filePath(KindRecord, "r-a"), x.s.path(string(KindRecord), baseName(x.s.filePath(KindRecord, "r-a")[:len(x.s.filePath(KindRecord, "r-a"))-4]), "r-b")))
+		}, "damaged"},
+		"no index.json":    {func(t *testing.T, x state) { must(t, os.Remove(x.s.path(indexFile))) }, "damaged"},
+		"stale index.json": {func(t *testing.T, x state) { must(t, os.WriteFile(x.s.path(indexFile), []byte(emptyIndex), 0o600)) }, "stale"},
+		"leftovers": {func(t *testing.T, x state) {
+			must(t, os.WriteFile(x.s.path(leaseDir, "dead"), nil, 0o600))
+			must(t, os.WriteFile(x.s.path(tmpDir, "dead.lock"), nil, 0o600))
+			must(t, os.Mkdir(x.s.path(tmpDir, "dead"), 0o700))
+			must(t, os.Rename(x.s.filePath(KindRecord, "r-a"), x.s.trashPath(&entity{ref: Ref{Kind: KindRecord}, path: x.s.filePath(KindRecord, "r-a")})))
+		}, "leftover leftover leftover"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openTest(t, Options{})
+			x := state{s: s, blob: step(t, s, "a", time.Hour), layer: mustBlob(t, s, []byte("layer"))}
+			desc, err := putImage(s, []byte("layer"))
+			must(t, err)
+			x.img = Name{Descriptor: desc, Origin: Built, Complete: true}
+			must(t, s.SetName(image, x.img))
+			tc.damage(t, x)
+			o := CheckOptions{
+				References: testReferences,
+				Verify: func(_ Kind, _ string, data []byte) error {
+					if string(data) == "bad" {
+						return errors.New("bad")
+					}
+					return nil
+				},
+				VerifyIndex: func(string) error { return errors.New("bad") },
+			}
+			ps, err := s.Check(context.Background(), o)
+			must(t, err)
+			if tc.want == "dangling dangling" && name == "layer without blob" {
+				// Without repair, the record's layer is still there.
+				if kinds(ps) != "dangling" {
+					t.Errorf("found %v", ps)
+				}
+			} else if kinds(ps) != tc.want {
+				t.Errorf("found %v", ps)
+			}
+			o.Repair = true
+			ps, err = s.Check(context.Background(), o)
+			must(t, err)
+			for _, p := range ps {
+				if !p.Repaired || p.Path == "" || strings.HasPrefix(p.Path, "/") {
+					t.Errorf("not repaired: %v", p)
+				}
+			}
+			o.Repair = false
+			ps, err = s.Check(context.Background(), o)
+			must(t, err)
+			if len(ps) != 0 {
+				t.Errorf("after the repair: %v", ps)
+			}
+		})
+	}
+}
+
+// A lock can outlive its holder when a process that it started has the descriptor.
+func TestCheckNamesStuckLocks(t *testing.T) {
+	s := openTest(t, Options{})
+	f, ok, err := lockFile(s.lockPath("step-x"))
+	if err != nil || !ok {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dead := exec.Command("true")
+	must(t, dead.Run())
+	text := strings.Replace(string(s.holderText("step-x")), "pid "+itoa(os.Getpid()), "pid "+itoa(dead.Process.Pid), 1)
+	_, err = f.WriteString(text)
+	must(t, err)
+	ps, err := s.Check(context.Background(), CheckOptions{})
+	must(t, err)
+	if kinds(ps) != "stuck" || !strings.Contains(ps[0].Detail, "step-x") {
+		t.Errorf("found %v", ps)
+	}
+	must(t, f.Truncate(0))
+}

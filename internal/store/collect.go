@@ -1,0 +1,384 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"syscall"
+	"time"
+)
+
+// CollectOptions say what a collection may take. The zero value removes nothing but what the dead left; with Limit,
+// what was unused longest goes until the rest fits.
+type CollectOptions struct {
+	// Limit is how many bytes may stay; it counts if Limited is set.
+	Limited bool
+	Limit   int64
+	// Before, unless zero, spares what was used since.
+	Before time.Time
+	// MayRemoveName says which names may go; nil lets go those of pulled images.
+	MayRemoveName func(ref string, n Name) bool
+	// References says what stands on what. Without it everything but names stands alone.
+	References References
+	// RemoveLocal removes directories in local/<idKind>/trash, in the process that owns the ids of what is in them. When it
+	// is nil, they stay there until a collection that has it.
+	RemoveLocal func(ctx context.Context, idKind string, paths []string) error
+	// DryRun changes nothing and says what would go.
+	DryRun bool
+}
+
+// Removed is one thing that a collection took, or would take.
+type Removed struct {
+	Ref  Ref
+	Size int64
+	Used time.Time
+}
+
+// CollectStats is what a collection did.
+type CollectStats struct {
+	Before, After int64 // bytes in the store
+	Removed       []Removed
+	PutBack       int // what somebody began to use while it was being taken
+	Leftovers     int // traces of dead processes that were taken away
+}
+
+// BusyError is a collection that somebody else is already carrying out.
+type BusyError struct{ Holder string }
+
+func (e *BusyError) Error() string { return "the store is being collected by " + e.Holder }
+
+// Collect takes away what the dead left and, to keep the store below a limit, what was unused longest; never what a
+// lease covers, and a name only if the options let it go. It may run beside any number of builds. A second one at the
+// same time gets a *BusyError.
+func (s *Store) Collect(ctx context.Context, o CollectOptions) (*CollectStats, error) {
+	unlock, ok, err := s.TryLock(collectLock)
+	if err != nil {
+		return nil, fmt.Errorf("collect: %w", err)
+	}
+	if !ok {
+		return nil, &BusyError{s.holder(collectLock)}
+	}
+	defer unlock()
+	c := &collection{s: s, o: o, stats: &CollectStats{}}
+	if err := c.run(ctx); err != nil {
+		return c.stats, fmt.Errorf("collect: %w", err)
+	}
+	return c.stats, nil
+}
+
+// collection is one run of Collect. It holds the collect lock throughout.
+type collection struct {
+	s     *Store
+	o     CollectOptions
+	g     *graph
+	stats *CollectStats
+}
+
+func (c *collection) run(ctx context.Context) error {
+	if !c.o.DryRun {
+		if err := c.s.recoverTrash(); err != nil {
+			return err
+		}
+		n, err := c.s.sweep()
+		c.stats.Leftovers = n
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.evict(ctx); err != nil {
+		return err
+	}
+	if c.o.DryRun {
+		return nil
+	}
+	return c.s.emptyLocalTrash(ctx, c.o.RemoveLocal)
+}
+
+func (c *collection) evict(ctx context.Context) error {
+	if c.o.DryRun {
+		victims, err := c.choose()
+		c.count(victims)
+		return err
+	}
+	// No name may come or go between the moment the names are read and the moment what they do not need is gone.
+	unlock, err := c.s.Lock(ctx, namesLock, nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.s.writeIndex(nil); err != nil && !diskFull(err) { // a process may have died between a name and this
+		return err
+	}
+	victims, err := c.chooseAndUnlist()
+	if err != nil {
+		return err
+	}
+	taken, err := c.take(ctx, victims)
+	if err != nil {
+		return err
+	}
+	unlock()
+	return c.remove(taken)
+}
+
+// survey finds out what is in the store; enough reports that nothing needs to go.
+func (c *collection) survey() (enough bool, err error) {
+	if c.g, err = c.s.list(); err != nil {
+		return false, err
+	}
+	c.stats.Before, c.stats.After = c.g.total, c.g.total
+	if !c.o.Limited || c.g.total <= c.o.Limit {
+		return true, nil
+	}
+	return false, c.s.resolve(c.g, c.o.References)
+}
+
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// choose finds what is to go.
+func (c *collection) choose() ([]*entity, error) {
+	if enough, err := c.survey(); enough || err != nil {
+		return nil, err
+	}
+	return c.pick(func(*entity) bool { return false })
+}
+
+// pick finds what is to go, apart from what keep wants to stay.
+func (c *collection) pick(keep func(*entity) bool) ([]*entity, error) {
+	ls, err := c.s.readLeases(!c.o.DryRun)
+	if err != nil {
+		return nil, err
+	}
+	for r := range ls.refs {
+		c.g.pin(r)
+	}
+	for _, e := range c.g.order {
+		if ls.covers(e.seen) || e.ref.Kind == KindName && !c.mayRemoveName(e) || keep(e) {
+			e.pinned = true
+		}
+	}
+	c.g.settle()
+	var victims []*entity
+	left := c.g.total
+	for _, e := range c.g.oldest() {
+		if left <= c.o.Limit || !c.o.Before.IsZero() && !e.used.Before(c.o.Before) {
+			break
+		}
+		left -= e.size
+		victims = append(victims, e)
+	}
+	inDeletionOrder(victims)
+	return victims, nil
+}
+
+func (c *collection) mayRemoveName(e *entity) bool {
+	if c.o.MayRemoveName != nil {
+		return c.o.MayRemoveName(e.ref.Key, e.name)
+	}
+	return e.name.Origin == Pulled
+}
+
+// chooseAndUnlist finds what is to go and takes the names among it out of index.json. When the disk is too full to
+// write that, every image in it stays, so that the rest can go and make room.
+func (c *collection) chooseAndUnlist() ([]*entity, error) {
+	victims, err := c.choose()
+	if err != nil {
+		return nil, err
+	}
+	going := make(map[string]bool)
+	for _, e := range victims {
+		if e.ref.Kind == KindName {
+			going[e.ref.Key] = true
+		}
+	}
+	err = c.s.writeIndex(func(ref string) bool { return !going[ref] })
+	if err == nil {
+		c.s.point("collect.unlisted")
+		return victims, nil
+	}
+	if !diskFull(err) {
+		return nil, err
+	}
+	listed, err := c.s.listedImages()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range listed {
+		c.g.pin(r)
+	}
+	return c.pick(func(e *entity) bool { return e.ref.Kind == KindName && e.name.Complete })
+}
+
+// take moves the chosen into the trash, looks once more who uses what, and puts back what is used. Who takes a lease
+// and looks after that no longer finds what is in the trash; who did before is seen here.
+func (c *collection) take(ctx context.Context, victims []*entity) ([]*entity, error) {
+	taken, err := c.trash(ctx, victims)
+	if err == nil {
+		err = c.reconsider(taken)
+	}
+	if err != nil {
+		for _, e := range taken {
+			e.pinned = true
+		}
+		_, undoErr := c.putBack(taken)
+		return nil, errors.Join(err, undoErr)
+	}
+	return c.putBack(taken)
+}
+
+// trash moves the chosen into the trash, in order, and returns those that were there.
+func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, error) {
+	var taken []*entity
+	for _, e := range victims {
+		if ctx.Err() != nil {
+			return taken, context.Cause(ctx)
+		}
+		err := os.Rename(e.path, c.s.trashPath(e))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // gone already
+		}
+		if err != nil {
+			return taken, err
+		}
+		taken = append(taken, e)
+		c.s.point("collect.trashed")
+	}
+	return taken, nil
+}
+
+// reconsider pins what is used of what was taken.
+func (c *collection) reconsider(taken []*entity) error {
+	ls, err := c.s.readLeases(false)
+	if err != nil {
+		return err
+	}
+	for _, e := range taken {
+		now := c.s.trashedUse(e)
+		e.pinned = ls.covers(now) || !now.Equal(e.seen)
+	}
+	for r := range ls.refs {
+		c.g.pin(r)
+	}
+	c.g.settle()
+	return nil
+}
+
+// putBack returns to its place what is used after all, in the opposite order of taking, and returns the rest.
+func (c *collection) putBack(taken []*entity) ([]*entity, error) {
+	names := false
+	for i := len(taken) - 1; i >= 0; i-- {
+		e := taken[i]
+		if !e.pinned {
+			continue
+		}
+		if err := restore(c.s.trashPath(e), e.path); err != nil {
+			return nil, err
+		}
+		c.stats.PutBack++
+		names = names || e.ref.Kind == KindName
+	}
+	if names {
+		if err := c.s.writeIndex(nil); err != nil {
+			return nil, err
+		}
+	}
+	var rest []*entity
+	for _, e := range taken {
+		if !e.pinned {
+			rest = append(rest, e)
+		}
+	}
+	return rest, nil
+}
+
+// remove deletes what was taken. Directories in local/ are only handed over.
+func (c *collection) remove(taken []*entity) error {
+	for _, e := range taken {
+		trash := c.s.trashPath(e)
+		var err error
+		if e.ref.Kind == KindDir {
+			err = os.Rename(trash, c.s.path(localDir, e.idKind, localTrash, randomName()))
+		} else {
+			err = os.Remove(trash)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		c.s.point("collect.removed")
+	}
+	c.count(taken)
+	return nil
+}
+
+func (c *collection) count(gone []*entity) {
+	for _, e := range gone {
+		c.stats.Removed = append(c.stats.Removed, Removed{e.ref, e.size, e.used})
+		c.stats.After -= e.size
+	}
+}
+
+// pendingMark begins the name of what is in the trash and may still be put back.
+const pendingMark = "~"
+
+// trashPath is where something waits for the decision. The name says where it came from, so that the next collection
+// can put it back if this one is killed.
+func (s *Store) trashPath(e *entity) string {
+	if e.ref.Kind == KindDir {
+		return s.path(localDir, e.idKind, localTrash, pendingMark+url.PathEscape(s.rel(e.path)))
+	}
+	return s.path(trashDir, pendingMark+url.PathEscape(s.rel(e.path)))
+}
+
+// trashedUse is the last use of something in the trash: later than when it was listed, if somebody was faster.
+func (s *Store) trashedUse(e *entity) time.Time {
+	path := s.trashPath(e)
+	if e.ref.Kind == KindDir && e.complete {
+		path += "/" + markerFile
+	}
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return e.seen
+	}
+	return fi.ModTime()
+}
+
+// restore puts something back unless there is a new one in its place. It never replaces anything.
+func restore(from, to string) error {
+	fi, err := os.Lstat(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !fi.IsDir() {
+		err := os.Link(from, to)
+		if err == nil || errors.Is(err, fs.ErrExist) {
+			return os.Remove(from)
+		}
+		if !noHardLinks(err) {
+			return err
+		}
+	}
+	if _, err := os.Lstat(to); err == nil {
+		if fi.IsDir() { // the new one stays; this one is rubbish now
+			return os.Rename(from, from[:len(from)-len(baseName(from))]+randomName())
+		}
+		return os.Remove(from)
+	}
+	return os.Rename(from, to)
+}
+
+func baseName(path string) string {
+	for i := len(path) - 1; i >= 0; i-- {
+		if path[i] == '/' {
+			return path[i+1:]
+		}
+	}
+	return path
+}

@@ -1,0 +1,203 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"build/internal/tree"
+)
+
+// Owner is the numeric owner of a file.
+type Owner struct{ UID, GID uint32 }
+
+// CopySource is one source of a COPY or ADD.
+type CopySource struct {
+	// Path is the source as written, with variables expanded; for an inline document its name.
+	Path string
+	// Inline says that Data is the file, rather than something in the Source.
+	Inline bool
+	Data   []byte
+}
+
+// CopySpec is what a COPY or ADD says.
+type CopySpec struct {
+	// Add allows archives to be unpacked, unless Unpack says otherwise.
+	Add     bool
+	Sources []CopySource
+	// Dest is absolute; it ends in / or /. when a directory is meant.
+	Dest string
+	// Owner replaces the owner of everything that is copied or made.
+	Owner *Owner
+	// Chmod is an octal or symbolic mode, "" for none.
+	Chmod string
+	// Parents keeps the directories a source is in, from the pivot /./ on.
+	Parents bool
+	// Exclude are patterns, relative to a copied directory, of what is left out.
+	Exclude []string
+	// Unpack says whether archives are unpacked; nil leaves it to Add.
+	Unpack *bool
+	// Link makes the layer independent of the base: nothing of the destination is looked at.
+	Link bool
+	// Now is the time of what has no time of its own.
+	Now time.Time
+}
+
+func (s *CopySpec) unpacks() bool {
+	if s.Unpack != nil {
+		return *s.Unpack
+	}
+	return s.Add
+}
+
+// NotFoundError says that a source does not exist.
+type NotFoundError struct{ Path string }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("%q: not found", "/"+e.Path) }
+
+// CopyError says that what is at the destination, or what an option says, does not allow the copy.
+type CopyError struct{ Msg string }
+
+func (e *CopyError) Error() string { return e.Msg }
+
+func copyErrorf(format string, args ...any) error {
+	return &CopyError{Msg: fmt.Sprintf(format, args...)}
+}
+
+// Selection is what the sources of a COPY name, found but not yet read.
+type Selection struct {
+	src   Source
+	spec  *CopySpec
+	items []item
+}
+
+// item is one source, or one match of a source with wildcards.
+type item struct {
+	source int
+	// name is the last component of the path as written: a symlink is followed, but copied under its own name.
+	name   string
+	path   string // where it is, symlinks followed
+	inline []byte // the content of an inline document
+	// entries are path itself and, for a directory, what of it is copied, in path order.
+	entries []chosen
+}
+
+// chosen is an entry of a Source that is copied.
+type chosen struct {
+	tree.Entry
+	// delayed marks a directory that is only there because something in it was chosen.
+	delayed bool
+}
+
+func (it *item) top() *chosen { return &it.entries[0] }
+
+// rel returns where below the copied directory an entry is.
+func (it *item) rel(c *chosen) string {
+	if len(c.Path) == len(it.path) {
+		return ""
+	}
+	if it.path == "" {
+		return c.Path
+	}
+	return c.Path[len(it.path)+1:]
+}
+
+// Digest returns the digest of everything the copy can bring into a layer, except times. Contents that the source has
+// no digest of are read now, several at once; Write checks that they are still the same.
+func (s *Selection) Digest(ctx context.Context) ([32]byte, error) {
+	if err := s.readDigests(ctx); err != nil {
+		return [32]byte{}, err
+	}
+	h := sha256.New()
+	for i := range s.items {
+		s.items[i].hash(h)
+	}
+	var sum [32]byte
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+// hash adds the item to h. Of a copied directory only what is in it counts: the destination has its own metadata.
+func (it *item) hash(h hash.Hash) {
+	var b []byte
+	b = binary.AppendUvarint(b, uint64(it.source))
+	b = binary.AppendUvarint(b, uint64(len(it.name)))
+	b = append(b, it.name...)
+	b = binary.AppendUvarint(b, uint64(len(it.entries)))
+	_, _ = h.Write(b) // a hash never fails
+	if it.top().Type != tree.Dir {
+		tree.HashEntry(h, it.name, &it.top().Entry)
+		return
+	}
+	for i := range it.entries[1:] {
+		c := &it.entries[1+i]
+		tree.HashEntry(h, it.rel(c), &c.Entry)
+		link := c.Hardlink
+		if len(link) > len(it.path) && it.path != "" {
+			link = link[len(it.path)+1:]
+		}
+		mark := byte(0)
+		if c.delayed {
+			mark = 1
+		}
+		b = append(b[:0], mark)
+		b = binary.AppendUvarint(b, uint64(len(link)))
+		_, _ = h.Write(append(b, link...))
+	}
+}
+
+// digestBatch is how many files a worker takes at a time: most digests come from a cache and cost next to nothing.
+const digestBatch = 128
+
+func (s *Selection) readDigests(ctx context.Context) error {
+	var files []*tree.Entry
+	for i := range s.items {
+		it := &s.items[i]
+		if it.inline != nil {
+			continue
+		}
+		for j := range it.entries {
+			if e := &it.entries[j].Entry; e.Type == tree.File && e.Digest == [32]byte{} {
+				files = append(files, e)
+			}
+		}
+	}
+	var next atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	workers := min(runtime.GOMAXPROCS(0), 1+len(files)/digestBatch)
+	if len(files) > 1 { // large files are worth a worker each
+		workers = max(workers, min(runtime.GOMAXPROCS(0), len(files)))
+	}
+	batch := int64(digestBatch)
+	if len(files) < digestBatch*workers {
+		batch = 1
+	}
+	for range workers {
+		g.Go(func() error {
+			for {
+				from := next.Add(batch) - batch
+				if from >= int64(len(files)) {
+					return nil
+				}
+				for _, e := range files[from:min(from+batch, int64(len(files)))] {
+					if err := ctx.Err(); err != nil {
+						return context.Cause(ctx)
+					}
+					sum, err := s.src.Digest(ctx, e)
+					if err != nil {
+						return err
+					}
+					e.Digest = sum
+				}
+			}
+		})
+	}
+	return g.Wait()
+}

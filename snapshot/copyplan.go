@@ -1,0 +1,460 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"build/internal/tree"
+)
+
+// plan is the destination of a copy: what it adds and changes, on top of what the base has. A layer is written from it
+// in one go, because entries come in path order and sources do not. It holds entries, not contents.
+type plan struct {
+	base *tree.Chain
+	spec *CopySpec
+	mode *chmod
+	root *planned
+}
+
+// planned is a path of the plan. All planned paths are in planned directories.
+type planned struct {
+	entry   tree.Entry
+	content content
+	kids    map[string]*planned
+	links   *linkGroup
+	// changed says that the path goes into the layer for its own sake, rather than as a parent.
+	changed bool
+	// fresh is a directory in which nothing of the base can be seen.
+	fresh bool
+
+	asked int // how many names the base was asked for
+	below map[string]tree.Entry
+}
+
+// content opens a regular file.
+type content interface {
+	open(ctx context.Context) (io.ReadCloser, error)
+}
+
+// linkGroup is shared by the names of one file.
+type linkGroup struct{ first string }
+
+// sourceFile is content in a Source.
+type sourceFile struct {
+	src Source
+	e   *tree.Entry
+}
+
+func (f sourceFile) open(ctx context.Context) (io.ReadCloser, error) { return f.src.Open(ctx, f.e) }
+
+// inlineFile is content that a Dockerfile holds.
+type inlineFile []byte
+
+func (f inlineFile) open(context.Context) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(f)), nil
+}
+
+func newPlan(base *tree.Chain, spec *CopySpec) (*plan, error) {
+	mode, err := parseChmod(spec.Chmod)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Link || base == nil {
+		base = tree.NewChain(nil)
+	}
+	root, _, err := base.Lstat("")
+	if err != nil {
+		return nil, err
+	}
+	return &plan{base: base, spec: spec, mode: mode, root: &planned{entry: asParent(root.Entry)}}, nil
+}
+
+// asParent makes the entry of a new layer out of what the base shows.
+func asParent(e tree.Entry) tree.Entry {
+	e.Implied, e.Opaque = false, false
+	return e
+}
+
+// child returns what is planned as name in dir, or else what the base has there.
+func (p *plan) child(dir *planned, name string) (*planned, *tree.Entry, error) {
+	if kid := dir.kids[name]; kid != nil {
+		return kid, &kid.entry, nil
+	}
+	if dir.fresh || dir.entry.Type != tree.Dir {
+		return nil, nil, nil
+	}
+	// One question is cheap, but a directory of thousands of files is read once.
+	if dir.below == nil && dir.asked < 16 {
+		dir.asked++
+		l, ok, err := p.base.Lstat(tree.Join(dir.entry.Path, name))
+		if err != nil || !ok {
+			return nil, nil, err
+		}
+		return nil, &l.Entry, nil
+	}
+	if dir.below == nil {
+		list, err := p.base.ReadDir(dir.entry.Path)
+		if err != nil {
+			return nil, nil, err
+		}
+		dir.below = make(map[string]tree.Entry, len(list))
+		for i := range list {
+			dir.below[tree.Base(list[i].Path)] = list[i].Entry
+		}
+	}
+	if e, ok := dir.below[name]; ok {
+		return nil, &e, nil
+	}
+	return nil, nil, nil
+}
+
+// lstat returns what is at path in the destination.
+func (p *plan) lstat(at string) (tree.Entry, bool, error) {
+	n := p.root
+	for rest := at; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		kid, e, err := p.child(n, name)
+		switch {
+		case err != nil || e == nil:
+			return tree.Entry{}, false, err
+		case rest == "":
+			return *e, true, nil
+		case kid == nil:
+			l, ok, err := p.base.Lstat(at)
+			return l.Entry, ok, err
+		}
+		n = kid
+	}
+	return n.entry, true, nil
+}
+
+// resolve follows every symlink in a destination path, inside the destination.
+func (p *plan) resolve(at string) (string, error) {
+	real, err := tree.Resolve(at, true, p.lstat)
+	if errors.Is(err, tree.ErrLoop) || errors.Is(err, tree.ErrPath) {
+		return "", copyErrorf("destination %q: %v", at, err)
+	}
+	return real, err
+}
+
+// dirAt returns the planned directory at a path without symlinks. Missing directories are made with make; the error
+// about something that is no directory is a *CopyError.
+func (p *plan) dirAt(at string, make func(path string) tree.Entry) (n *planned, made bool, err error) {
+	n = p.root
+	for rest := at; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		kid, e, err := p.child(n, name)
+		if err != nil {
+			return nil, false, err
+		}
+		made = false
+		switch {
+		case e == nil:
+			kid = p.put(n, name, make(tree.Join(n.entry.Path, name)))
+			kid.fresh, made = true, true
+		case e.Type != tree.Dir:
+			return nil, false, copyErrorf("mkdir /%s: not a directory", tree.Join(n.entry.Path, name))
+		case kid == nil:
+			kid = p.put(n, name, asParent(*e))
+			kid.changed = false
+		}
+		n = kid
+	}
+	return n, made, nil
+}
+
+// put plans an entry in dir, in place of whatever was planned there.
+func (p *plan) put(dir *planned, name string, e tree.Entry) *planned {
+	e.Path = tree.Join(dir.entry.Path, name)
+	e.Hardlink, e.Opaque, e.Implied = "", false, false
+	kid := &planned{entry: e, changed: true}
+	if dir.kids == nil {
+		dir.kids = make(map[string]*planned)
+	}
+	dir.kids[name] = kid
+	return kid
+}
+
+// parent is a directory that has to be made on the way.
+func (p *plan) parent(at string) tree.Entry {
+	e := tree.Entry{Path: at, Type: tree.Dir, Mode: p.mode.parentMode(), ModTime: p.spec.Now, Offset: -1}
+	if o := p.spec.Owner; o != nil {
+		e.UID, e.GID = o.UID, o.GID
+	}
+	return e
+}
+
+// mkdirAll makes the directory that path leads to.
+func (p *plan) mkdirAll(at string) (*planned, error) {
+	real, err := p.resolve(at)
+	if err != nil {
+		return nil, err
+	}
+	n, _, err := p.dirAt(real, p.parent)
+	return n, err
+}
+
+// add plans the copy of one item.
+func (p *plan) add(src Source, it *item) error {
+	dest := tree.Clean(p.spec.Dest)
+	ensure := tree.Parent(dest)
+	if last := p.spec.Dest; strings.HasSuffix(last, "/") || strings.HasSuffix(last, "/.") {
+		ensure = dest
+	}
+	if _, err := p.mkdirAll(ensure); err != nil {
+		return err
+	}
+	target, err := p.resolve(dest)
+	if err != nil {
+		return err
+	}
+	if it.top().Type == tree.Dir {
+		return p.addDir(src, it, target)
+	}
+	if at, ok, err := p.lstat(target); err != nil {
+		return err
+	} else if ok && at.Type == tree.Dir {
+		target = tree.Join(target, it.name)
+	}
+	dir, _, err := p.dirAt(tree.Parent(target), p.parent)
+	if err != nil {
+		return err
+	}
+	c := content(inlineFile(it.inline))
+	if it.inline == nil {
+		c = sourceFile{src, &it.top().Entry}
+	}
+	return p.file(dir, tree.Base(target), &it.top().Entry, c, nil)
+}
+
+// addDir plans the copy of what is in a directory to target.
+func (p *plan) addDir(src Source, it *item, target string) error {
+	if at, ok, err := p.lstat(target); err != nil {
+		return err
+	} else if ok && at.Type != tree.Dir {
+		return copyErrorf("cannot copy to non-directory: /%s", target)
+	}
+	top, made, err := p.dirAt(target, p.parent)
+	if err != nil {
+		return err
+	}
+	if made {
+		top.entry.ModTime = it.top().ModTime
+	}
+	links := linksOf(it)
+	dir := top
+	for i := range it.entries[1:] {
+		c := &it.entries[1+i]
+		at := tree.Join(target, it.rel(c))
+		if parent := tree.Parent(at); dir.entry.Path != parent {
+			if dir, _, err = p.dirAt(parent, p.parent); err != nil {
+				return err
+			}
+		}
+		if c.Type == tree.Dir {
+			err = p.dir(dir, tree.Base(at), c)
+		} else {
+			err = p.file(dir, tree.Base(at), &c.Entry, sourceFile{src, &c.Entry}, links[firstLink(&c.Entry)])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstLink names the file an entry is a name of.
+func firstLink(e *tree.Entry) string {
+	if e.Hardlink != "" {
+		return e.Hardlink
+	}
+	return e.Path
+}
+
+// linksOf finds the files of an item that have more than one name in it.
+func linksOf(it *item) map[string]*linkGroup {
+	var links map[string]*linkGroup
+	for i := range it.entries {
+		if to := it.entries[i].Hardlink; to != "" && links[to] == nil {
+			if links == nil {
+				links = make(map[string]*linkGroup)
+			}
+			links[to] = &linkGroup{}
+		}
+	}
+	return links
+}
+
+// dir plans a directory found below a copied one. Unlike the copied one itself it takes the source's metadata.
+func (p *plan) dir(in *planned, name string, c *chosen) error {
+	kid, old, err := p.child(in, name)
+	if err != nil {
+		return err
+	}
+	e := p.owned(c.Entry)
+	switch {
+	case old == nil:
+		p.put(in, name, e).fresh = true
+		return nil
+	case old.Type != tree.Dir:
+		return copyErrorf("cannot copy to non-directory: /%s", tree.Join(in.entry.Path, name))
+	case kid == nil:
+		kid = p.put(in, name, asParent(*old))
+	}
+	kid.changed = true
+	if c.delayed {
+		kid.entry.Mode = c.Mode
+		return nil
+	}
+	kid.entry.Mode, kid.entry.UID, kid.entry.GID, kid.entry.ModTime = e.Mode, e.UID, e.GID, e.ModTime
+	kid.entry.Xattrs = mergeXattrs(kid.entry.Xattrs, e.Xattrs)
+	return nil
+}
+
+// mergeXattrs adds attributes to those that are there.
+func mergeXattrs(old, add []tree.Xattr) []tree.Xattr {
+	if len(add) == 0 {
+		return old
+	}
+	out := slices.Clone(add)
+	for _, x := range old {
+		if !slices.ContainsFunc(add, func(a tree.Xattr) bool { return a.Name == x.Name }) {
+			out = append(out, x)
+		}
+	}
+	slices.SortFunc(out, func(a, b tree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// owned returns an entry with the owner and mode the copy gives it.
+func (p *plan) owned(e tree.Entry) tree.Entry {
+	if o := p.spec.Owner; o != nil {
+		e.UID, e.GID = o.UID, o.GID
+	}
+	if p.mode != nil && e.Type != tree.Symlink {
+		e.Mode = p.mode.apply(e.Mode, e.Type == tree.Dir)
+	}
+	return e
+}
+
+// file plans anything but a directory.
+func (p *plan) file(in *planned, name string, e *tree.Entry, c content, links *linkGroup) error {
+	_, old, err := p.child(in, name)
+	if err != nil {
+		return err
+	}
+	if old != nil && old.Type == tree.Dir {
+		return copyErrorf("cannot replace to directory /%s with file", tree.Join(in.entry.Path, name))
+	}
+	kid := p.put(in, name, p.owned(*e))
+	kid.links = links
+	if e.Type == tree.File {
+		kid.content = c
+	}
+	return nil
+}
+
+// write adds everything planned to w, in path order, each file being read once.
+func (p *plan) write(ctx context.Context, w *Writer) error {
+	for _, name := range p.needed(p.root) {
+		if err := p.writeBelow(ctx, w, p.root.kids[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needed returns the names in a directory that go into the layer, sorted.
+func (p *plan) needed(n *planned) []string {
+	names := slices.Collect(maps.Keys(n.kids))
+	names = slices.DeleteFunc(names, func(name string) bool { return !n.kids[name].touched() })
+	slices.Sort(names)
+	return names
+}
+
+// touched reports whether a path or anything below it is changed.
+func (n *planned) touched() bool {
+	if n.changed {
+		return true
+	}
+	for _, kid := range n.kids {
+		if kid.touched() {
+			n.changed = true // found once is enough
+			return true
+		}
+	}
+	return false
+}
+
+func (p *plan) writeBelow(ctx context.Context, w *Writer, n *planned) error {
+	if err := p.writeOne(ctx, w, n); err != nil {
+		return err
+	}
+	for _, name := range p.needed(n) {
+		if err := p.writeBelow(ctx, w, n.kids[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned) error {
+	e := n.entry
+	if e.Type != tree.File {
+		return w.Add(&e, nil)
+	}
+	if n.links != nil {
+		if n.links.first != "" {
+			e.Hardlink = n.links.first
+			return w.Add(&e, nil)
+		}
+		n.links.first = e.Path
+	}
+	r, err := n.content.open(ctx)
+	if err != nil {
+		return fmt.Errorf("copy to /%s: %w", e.Path, err)
+	}
+	err = w.Add(&e, r)
+	if cerr := r.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("copy to /%s: %w", e.Path, cerr)
+	}
+	return err
+}
+
+// Write writes the layer that copying the selection onto base makes: everything that changes and all directories above
+// it, with their merged metadata. Nothing is read from base but its indexes.
+func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) error {
+	p, err := newPlan(base, s.spec)
+	if err != nil {
+		return err
+	}
+	var archives archives
+	defer archives.close()
+	for i := range s.items {
+		it := &s.items[i]
+		if it.inline == nil && s.spec.unpacks() && it.top().Type == tree.File {
+			a, err := archives.openIf(ctx, s.src, &it.top().Entry, w)
+			if err != nil {
+				return err
+			}
+			if a != nil {
+				if err := p.unpack(ctx, a); err != nil {
+					return fmt.Errorf("unpack /%s: %w", it.path, err)
+				}
+				continue
+			}
+		}
+		if err := p.add(s.src, it); err != nil {
+			return err
+		}
+	}
+	return p.write(ctx, w)
+}

@@ -1,0 +1,409 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/store"
+	"build/internal/tree"
+)
+
+// Options say in which process Layers work.
+type Options struct {
+	// IDKind names the id map of this process ("root", or a digest of the map): directories are only exchanged between
+	// processes that see the same owners in them.
+	IDKind string
+	// Lease, when set, is told of every directory before it is looked for, so that collection lets it be.
+	Lease *store.Lease
+}
+
+// Layers are the layers of one store, in all their forms. It is safe for concurrent use, also by several processes.
+type Layers struct {
+	st     *store.Store
+	idKind string
+	lease  *store.Lease
+
+	mu      sync.Mutex
+	indexes map[digest.Digest]*tree.Index // open ones; they live as long as Layers
+	flying  map[digest.Digest]*indexing
+}
+
+// indexing is an index being made in this process.
+type indexing struct {
+	done chan struct{}
+	x    *tree.Index
+	err  error
+	off  bool // whoever worked was called off; those who wait were not
+}
+
+// New returns the layers of a store.
+func New(st *store.Store, o Options) *Layers {
+	return &Layers{
+		st: st, idKind: o.IDKind, lease: o.Lease,
+		indexes: map[digest.Digest]*tree.Index{}, flying: map[digest.Digest]*indexing{},
+	}
+}
+
+// Close closes the indexes that were opened. Nothing that was returned may be used afterwards.
+func (l *Layers) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for d, x := range l.indexes {
+		errs = append(errs, x.Close())
+		delete(l.indexes, d)
+	}
+	return errors.Join(errs...)
+}
+
+// What a Blob is made by, besides the compressors.
+const (
+	MadePulled = "pulled" // it came from a registry or an image file, so it is what the layer's image says it is
+	madePlain  = "plain"
+)
+
+// Blob is one blob that holds a layer: the plain tar or a compressed one.
+type Blob struct {
+	ocispec.Descriptor
+	// Repos lists where it can be fetched: names of repositories.
+	Repos []string `json:"repos,omitempty"`
+	// Made says who made it: MadePulled or the identity of a compressor.
+	Made string `json:"made"`
+	// Local says whether it is in the store now.
+	Local bool `json:"-"`
+}
+
+// layerMeta is what the store keeps of a layer beside its blobs and its index.
+type layerMeta struct {
+	Version int    `json:"version"`
+	Blobs   []Blob `json:"blobs"`
+}
+
+const metaVersion = 1
+
+func indexKey(diffID digest.Digest) string { return diffID.String() }
+
+// meta reads what is known of a layer. What cannot be read is as good as nothing: the blobs can be asked for again.
+func (l *Layers) meta(diffID digest.Digest) (layerMeta, error) {
+	m := layerMeta{Version: metaVersion}
+	data, err := l.st.Read(store.KindLayer, diffID.String())
+	var damaged *store.DamagedError
+	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &damaged) {
+		return m, nil
+	}
+	if err != nil {
+		return m, err
+	}
+	var read layerMeta
+	if json.Unmarshal(data, &read) != nil || read.Version != metaVersion {
+		return m, nil
+	}
+	return read, nil
+}
+
+// update changes what is known of a layer, under its lock.
+func (l *Layers) update(ctx context.Context, diffID digest.Digest, change func(*layerMeta) bool) error {
+	unlock, err := l.st.Lock(ctx, "layer-"+diffID.Encoded(), nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := l.meta(diffID)
+	if err != nil {
+		return err
+	}
+	if !change(&m) {
+		return nil
+	}
+	data, err := json.Marshal(&m)
+	if err != nil {
+		return err
+	}
+	return l.st.Write(store.KindLayer, diffID.String(), data)
+}
+
+// addBlob notes a blob of a layer, or what is new about one that is known.
+func (l *Layers) addBlob(ctx context.Context, diffID digest.Digest, b Blob) error {
+	return l.update(ctx, diffID, func(m *layerMeta) bool {
+		i := slices.IndexFunc(m.Blobs, func(have Blob) bool { return have.Digest == b.Digest })
+		if i < 0 {
+			m.Blobs = append(m.Blobs, b)
+			return true
+		}
+		changed := false
+		for _, r := range b.Repos {
+			if !slices.Contains(m.Blobs[i].Repos, r) {
+				m.Blobs[i].Repos = append(m.Blobs[i].Repos, r)
+				changed = true
+			}
+		}
+		return changed
+	})
+}
+
+// plainBlob is the plain tar of a layer made here.
+func plainBlob(diffID digest.Digest, size int64) Blob {
+	return Blob{
+		Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffID, Size: size},
+		Made:       madePlain,
+	}
+}
+
+// Blobs lists the blobs known to hold a layer. A blob whose size on disk is not what was recorded is not local.
+func (l *Layers) Blobs(diffID digest.Digest) ([]Blob, error) {
+	if err := diffID.Validate(); err != nil {
+		return nil, fmt.Errorf("layer %q: %w", diffID, err)
+	}
+	m, err := l.meta(diffID)
+	if err != nil {
+		return nil, err
+	}
+	plain := false
+	for i := range m.Blobs {
+		b := &m.Blobs[i]
+		b.Local = l.st.HasBlob(b.Digest, b.Size)
+		plain = plain || b.Digest == diffID
+	}
+	if !plain && l.st.HasBlob(diffID, -1) { // made by somebody who needed to read it at random
+		size, err := l.blobSize(diffID)
+		if err == nil {
+			b := plainBlob(diffID, size)
+			b.Local = true
+			m.Blobs = append(m.Blobs, b)
+		}
+	}
+	return m.Blobs, nil
+}
+
+func (l *Layers) blobSize(d digest.Digest) (int64, error) {
+	fi, err := os.Stat(l.st.BlobPath(d))
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+// AddRemote notes that a layer's blob is in a repository. Nothing is fetched.
+func (l *Layers) AddRemote(diffID digest.Digest, desc ocispec.Descriptor, repo string) error {
+	m, err := l.meta(diffID)
+	if err != nil {
+		return err
+	}
+	for _, b := range m.Blobs {
+		if b.Digest == desc.Digest && slices.Contains(b.Repos, repo) {
+			return nil // known: no lock, no write
+		}
+	}
+	desc = ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+	return l.addBlob(context.Background(), diffID, Blob{Descriptor: desc, Repos: []string{repo}, Made: MadePulled})
+}
+
+// Here reports whether a blob of the layer is in the store.
+func (l *Layers) Here(diffID digest.Digest) bool {
+	if diffID.Validate() != nil {
+		return false
+	}
+	if l.st.HasBlob(diffID, -1) {
+		return true
+	}
+	blobs, err := l.Blobs(diffID)
+	return err == nil && slices.ContainsFunc(blobs, func(b Blob) bool { return b.Local })
+}
+
+// Index returns the index of a layer. When it is missing or damaged, it is made by reading a local blob once; without one
+// the error is ErrNotHere. The index is shared and stays open: callers do not close it.
+func (l *Layers) Index(ctx context.Context, diffID digest.Digest) (*tree.Index, error) {
+	x, err := l.index(ctx, diffID, func() error {
+		_, err := l.readLayer(ctx, diffID, nil)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("index of layer %s: %w", diffID, err)
+	}
+	return x, nil
+}
+
+// index returns the index of a layer and calls fill to publish it when there is none. However many goroutines and
+// processes ask, one fills.
+func (l *Layers) index(ctx context.Context, diffID digest.Digest, fill func() error) (*tree.Index, error) {
+	if err := diffID.Validate(); err != nil {
+		return nil, err
+	}
+	for {
+		l.mu.Lock()
+		if x := l.indexes[diffID]; x != nil {
+			l.mu.Unlock()
+			return x, nil
+		}
+		f := l.flying[diffID]
+		if f == nil {
+			f = &indexing{done: make(chan struct{})}
+			l.flying[diffID] = f
+			l.mu.Unlock()
+			l.carryOut(ctx, diffID, f, fill)
+			return f.x, f.err
+		}
+		l.mu.Unlock()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if !f.off {
+			return f.x, f.err
+		}
+	}
+}
+
+// carryOut makes an index on behalf of everybody who waits for f.
+func (l *Layers) carryOut(ctx context.Context, diffID digest.Digest, f *indexing, fill func() error) {
+	f.x, f.err = l.openOrMakeIndex(ctx, diffID, fill)
+	f.off = f.err != nil && ctx.Err() != nil
+	l.mu.Lock()
+	delete(l.flying, diffID)
+	if f.err == nil {
+		l.indexes[diffID] = f.x
+	}
+	l.mu.Unlock()
+	close(f.done)
+}
+
+func (l *Layers) openOrMakeIndex(ctx context.Context, diffID digest.Digest, fill func() error) (*tree.Index, error) {
+	if x, err := l.openIndex(diffID); err == nil {
+		return x, nil
+	}
+	unlock, err := l.st.Lock(ctx, "index-"+diffID.Encoded(), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if x, err := l.openIndex(diffID); err == nil { // another process was faster
+		return x, nil
+	}
+	if err := fill(); err != nil {
+		return nil, err
+	}
+	return l.openIndex(diffID)
+}
+
+func (l *Layers) openIndex(diffID digest.Digest) (*tree.Index, error) {
+	x, err := tree.OpenFile(l.st.IndexPath(indexKey(diffID)))
+	if err != nil {
+		return nil, err
+	}
+	l.st.Touch(store.KindIndex, indexKey(diffID))
+	return x, nil
+}
+
+// hasIndex reports whether an index can be had without reading the layer.
+func (l *Layers) hasIndex(diffID digest.Digest) bool {
+	l.mu.Lock()
+	open := l.indexes[diffID] != nil
+	l.mu.Unlock()
+	if open {
+		return true
+	}
+	x, err := l.openIndex(diffID)
+	if err != nil {
+		return false
+	}
+	x.Close()
+	return true
+}
+
+// readLayer reads a layer's local blob once, publishes its index, and gives every entry to a as well when a is not nil.
+// The plain bytes are checked against diffID.
+func (l *Layers) readLayer(ctx context.Context, diffID digest.Digest, a *applier) (ApplyReport, error) {
+	sum := digest.SHA256.Digester()
+	r, err := l.openTar(ctx, diffID, func(b []byte) error { _, err := sum.Hash().Write(b); return err })
+	if err != nil {
+		return ApplyReport{}, err
+	}
+	defer r.Close()
+	x := newIndexer()
+	report, err := scanLayer(r, a, x)
+	if err != nil {
+		return report, err
+	}
+	if got := sum.Digest(); got != diffID {
+		return report, &DigestError{What: "diffID", Want: diffID, Got: got}
+	}
+	return report, l.publishIndex(ctx, diffID, x)
+}
+
+func (l *Layers) publishIndex(ctx context.Context, diffID digest.Digest, x *indexer) error {
+	f, err := l.st.Create(ctx, store.KindIndex)
+	if err != nil {
+		return err
+	}
+	defer f.Abort()
+	if _, err := x.write(f); err != nil {
+		return err
+	}
+	return f.Commit(indexKey(diffID))
+}
+
+// Chain returns the merged view of layers, bottom first.
+func (l *Layers) Chain(ctx context.Context, layers []digest.Digest) (*tree.Chain, error) {
+	indexes := make([]*tree.Index, len(layers))
+	for i, d := range layers {
+		x, err := l.Index(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		indexes[i] = x
+	}
+	return tree.NewChain(indexes), nil
+}
+
+// OpenTar returns the plain tar of a layer, from whichever blob is here.
+func (l *Layers) OpenTar(ctx context.Context, diffID digest.Digest) (io.ReadCloser, error) {
+	return l.openTar(ctx, diffID)
+}
+
+func (l *Layers) openTar(ctx context.Context, diffID digest.Digest, stages ...func([]byte) error) (*stream, error) {
+	f, err := l.openLocal(diffID)
+	if err != nil {
+		return nil, err
+	}
+	s, err := plainStream(ctx, f, stages...)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open layer %s: %w", diffID, err)
+	}
+	s.file = f
+	return s, nil
+}
+
+// openLocal opens the blob of a layer that is cheapest to read. A blob may go while we look: then the next one is tried.
+func (l *Layers) openLocal(diffID digest.Digest) (*os.File, error) {
+	blobs, err := l.Blobs(diffID)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(blobs, func(a, b Blob) int { return readCost(a.MediaType) - readCost(b.MediaType) })
+	for range 2 {
+		for _, b := range blobs {
+			if !b.Local {
+				continue
+			}
+			if f, err := l.st.OpenBlob(b.Digest, b.Size); err == nil {
+				return f, nil
+			}
+		}
+		if blobs, err = l.Blobs(diffID); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("layer %s: %w", diffID, ErrNotHere)
+}
