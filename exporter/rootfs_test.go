@@ -181,9 +181,15 @@ func checkLocal(t *testing.T, dest string) {
 	}
 }
 
+// reopen lets the test clean up below the directory that testChain closes.
+func reopen(t *testing.T, dest string) {
+	t.Cleanup(func() { _ = os.Chmod(filepath.Join(dest, "locked"), 0o755) })
+}
+
 func TestLocal(t *testing.T) {
 	chain, c := testChain(t)
 	dest := filepath.Join(t.TempDir(), "new", "dest")
+	reopen(t, dest)
 	var warned []string
 	o := RootfsOptions{Warn: func(s string) { warned = append(warned, s) }}
 	for range 2 { // the second time over the first
@@ -205,6 +211,7 @@ func TestLocal(t *testing.T) {
 func TestLocalOverHostileDirectory(t *testing.T) {
 	chain, c := testChain(t)
 	dest, outside := t.TempDir(), t.TempDir()
+	reopen(t, dest)
 	canary := filepath.Join(outside, "canary")
 	for _, err := range []error{
 		os.WriteFile(canary, []byte("alive"), 0o644),

@@ -207,7 +207,7 @@ func TestApplyHostile(t *testing.T) {
 			if _, err := os.Lstat(root + "/../x"); err == nil {
 				t.Error("a file beside the root")
 			}
-			check()
+			check(t)
 		})
 	}
 }
@@ -400,6 +400,6 @@ func FuzzApply(f *testing.F) {
 		if (applyErr == nil) != (indexErr == nil) {
 			t.Errorf("apply: %v, index: %v", applyErr, indexErr)
 		}
-		check()
+		check(t)
 	})
 }

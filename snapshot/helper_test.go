@@ -333,7 +333,7 @@ func line(e *tree.Entry) string {
 }
 
 // canary puts files into a new directory and returns a function that fails the test if anything about them changed.
-func canary(t testing.TB) (string, func()) {
+func canary(t testing.TB) (string, func(testing.TB)) {
 	t.Helper()
 	root := t.TempDir()
 	for _, name := range []string{"secret", "dir/file"} {
@@ -345,7 +345,7 @@ func canary(t testing.TB) (string, func()) {
 		}
 	}
 	before := hashTree(t, root)
-	return root, func() {
+	return root, func(t testing.TB) {
 		t.Helper()
 		if after := hashTree(t, root); after != before {
 			t.Errorf("the host was changed:\n%s\nwas\n%s", after, before)

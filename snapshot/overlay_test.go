@@ -333,6 +333,8 @@ func mutate(t *testing.T, r *rand.Rand, root string) {
 	}
 }
 
+func quoted(s string) string { return fmt.Sprintf("%q", s) }
+
 func fmtUnquote(line string) (string, error) {
 	var s string
 	_, err := fmt.Sscanf(line, "%q", &s)

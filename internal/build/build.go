@@ -103,6 +103,7 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	s.planOutputs()
 	ev := newEvaluator(ctx, s, graph)
 	defer ev.drain()
+	s.fetches.show(graph)
 	out := &outcome{}
 	if graph.Target >= 0 {
 		if out, err = ev.eval(ctx, graph.Target); err != nil {

@@ -135,6 +135,7 @@ func (e *evaluator) evalStep(ctx context.Context, id dag.ID) (*outcome, error) {
 	case dag.Scratch:
 		return &outcome{hit: true}, nil
 	case dag.Image:
+		e.emitFrom(step)
 		return &outcome{chain: op.DiffIDs, times: make([]time.Time, len(op.DiffIDs)), base: len(op.DiffIDs), hit: true}, nil
 	case dag.Context:
 		return nil, fmt.Errorf("internal error: context %q evaluated as a chain of layers", op.Name)
@@ -319,7 +320,7 @@ func (e *evaluator) cachedAbove(id dag.ID) {
 }
 
 func (e *evaluator) emitCached(step *dag.Step) {
-	if !isWork(step) {
+	if _, from := step.Op.(dag.Image); !from && !isWork(step) {
 		return
 	}
 	e.mu.Lock()
@@ -333,7 +334,16 @@ func (e *evaluator) emitCached(step *dag.Step) {
 	now := time.Now()
 	e.emit(progress.Started{ID: id, Name: step.Name, Time: now})
 	e.emit(progress.Cached{ID: id, Time: now})
-	e.count(step, true)
+	if isWork(step) {
+		e.count(step, true)
+	}
+}
+
+// emitFrom shows a FROM whose image is known. What is fetched of it later starts it again.
+func (e *evaluator) emitFrom(step *dag.Step) {
+	id, now := e.vertex(step), time.Now()
+	e.emit(progress.Started{ID: id, Name: step.Name, Time: now})
+	e.emit(progress.Done{ID: id, Time: now})
 }
 
 // isWork reports whether a step makes a layer, and so is one that runs or is cached.

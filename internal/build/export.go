@@ -98,6 +98,8 @@ func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Resu
 			return nil, err
 		}
 	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- s.flush() }()
 	for i := range s.opts.Outputs {
 		if err := s.exportTo(ctx, g, out, &s.opts.Outputs[i], res); err != nil {
 			return nil, err
@@ -108,7 +110,25 @@ func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Resu
 			return nil, err
 		}
 	}
+	if err := <-flushed; err != nil {
+		return nil, err
+	}
 	return res, s.writeFiles(res)
+}
+
+// flush makes what this build added to the store survive a loss of power, beside the exports. A build that added nothing
+// has nothing to flush.
+func (s *session) flush() error {
+	s.vmu.Lock()
+	added := s.tallies.ran > 0 || s.added
+	s.vmu.Unlock()
+	if !added {
+		return nil
+	}
+	if err := s.store.Sync(); err != nil {
+		return fmt.Errorf("flush the store: %w", err)
+	}
+	return nil
 }
 
 // firstView is the view whose digest is the build's: that of the first output that is an image.
@@ -164,9 +184,6 @@ func (s *session) onlyPushed() bool {
 }
 
 func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, p ocispec.Platform) error {
-	if err := s.store.Sync(); err != nil {
-		return err
-	}
 	for _, tag := range s.opts.Tags {
 		key := nameKey(tag, p)
 		old, ok, err := s.store.Name(key)

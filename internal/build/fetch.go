@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"build/dag"
 	"build/internal/progress"
 	"build/snapshot"
 )
@@ -30,7 +31,8 @@ type fetches struct {
 
 	mu      sync.Mutex
 	flying  map[digest.Digest]*future[struct{}]
-	offered map[digest.Digest]offer // by diffID: what FROM images of this build say about where a layer can be had
+	from    map[digest.Digest]*dag.Step // by diffID: the FROM it belongs to
+	offered map[digest.Digest]offer     // by diffID: what FROM images of this build say about where a layer can be had
 }
 
 type offer struct {
@@ -41,7 +43,7 @@ type offer struct {
 func newFetches(s *session) *fetches {
 	return &fetches{
 		s: s, slot: semaphore.NewWeighted(parallelFetches),
-		flying: map[digest.Digest]*future[struct{}]{}, offered: map[digest.Digest]offer{},
+		flying: map[digest.Digest]*future[struct{}]{}, offered: map[digest.Digest]offer{}, from: map[digest.Digest]*dag.Step{},
 	}
 }
 
@@ -95,6 +97,9 @@ func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) er
 	if f.s.layers.Here(diffID) { // another build was faster
 		return nil
 	}
+	f.s.vmu.Lock()
+	f.s.added = true
+	f.s.vmu.Unlock()
 	if err := f.slot.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
@@ -153,14 +158,35 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, 
 		return err
 	}
 	defer r.Close()
-	t := &transferReader{
-		r: r, s: f.s, key: o.desc.Digest.String(), total: o.desc.Size,
-		id: f.s.vertexNamed("fetching layers"),
-	}
-	t.start()
+	t := &transferReader{r: r, s: f.s, key: o.desc.Digest.String(), total: o.desc.Size}
+	t.start(f.shownUnder(diffID))
 	err = into(ctx, diffID, o.desc, t)
 	t.end(err)
 	return err
+}
+
+// shownUnder is the vertex that a fetch is shown under: the FROM that named the layer's image.
+func (f *fetches) shownUnder(diffID digest.Digest) (progress.ID, string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if step, ok := f.from[diffID]; ok {
+		return f.s.vertex(step), step.Name
+	}
+	const other = "fetching layers"
+	return f.s.vertexNamed(other), other
+}
+
+// show lets the fetches of an image's layers appear under the FROM that names it.
+func (f *fetches) show(g *dag.Graph) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range g.Steps {
+		if op, ok := g.Steps[i].Op.(dag.Image); ok {
+			for _, d := range op.DiffIDs {
+				f.from[d] = &g.Steps[i]
+			}
+		}
+	}
 }
 
 // transferReader reports what passes through it.
@@ -174,8 +200,9 @@ type transferReader struct {
 	last  time.Time
 }
 
-func (t *transferReader) start() {
-	t.s.emit(progress.Started{ID: t.id, Name: "fetching layers", Time: time.Now()})
+func (t *transferReader) start(id progress.ID, name string) {
+	t.id = id
+	t.s.emit(progress.Started{ID: id, Name: name, Time: time.Now()})
 	t.report(false)
 }
 
@@ -190,6 +217,11 @@ func (t *transferReader) Read(p []byte) (int, error) {
 
 func (t *transferReader) end(err error) {
 	t.report(err == nil)
+	done := progress.Done{ID: t.id, Time: time.Now()}
+	if err != nil {
+		done.Err = err.Error()
+	}
+	t.s.emit(done)
 }
 
 func (t *transferReader) report(done bool) {

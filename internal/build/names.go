@@ -38,5 +38,9 @@ func runsHere(p ocispec.Platform) bool {
 	if p.OS == "" && p.Architecture == "" {
 		return true
 	}
+	if host := hostPlatform(); host.Architecture == "amd64" {
+		// The compatibility levels v2 to v4 differ in optional instructions; a program that checks for them runs anywhere.
+		p.Variant = ""
+	}
 	return platforms.Only(hostPlatform()).Match(p)
 }

@@ -52,6 +52,7 @@ type session struct {
 
 	dockerfile []byte // its text, for error messages
 	tallies    struct{ cached, ran int }
+	added      bool // something was fetched
 }
 
 // openStore opens the store the way every command does.

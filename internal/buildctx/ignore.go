@@ -62,7 +62,7 @@ func readIgnore(name string, read func() ([]byte, error)) ([]byte, bool, error) 
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("read ignore file: %w", err)
+		return nil, false, fmt.Errorf("read ignore file %s: %w", name, err)
 	}
 	return data, true, nil
 }

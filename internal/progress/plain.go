@@ -295,7 +295,7 @@ func (p *plain) print(b []byte, s *state, v *vertex, now time.Time) []byte {
 	b = append(b, q.text...)
 	s.pending -= len(q.text)
 	q.text = q.text[:0]
-	if cap(q.text) > 2*p.limit || v.ended {
+	if cap(q.text) > 8*p.limit || v.ended {
 		q.text = nil
 	}
 	if q.dropped > 0 {

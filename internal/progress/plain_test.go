@@ -61,10 +61,10 @@ func TestPlainOneAfterTheOther(t *testing.T) {
 	s.draw()
 	s.emit(Started{ID: 1, Name: "[1/3] FROM docker.io/library/debian:12"}, Cached{ID: 1})
 	s.emit(Started{ID: 9, Name: "[2/3] RUN make"})
-	s.after(123 * time.Millisecond).log(9, "cc -c a.c\ncc -c b.c\n")
+	s.after(123*time.Millisecond).log(9, "cc -c a.c\ncc -c b.c\n")
 	s.draw()
-	s.after(12 * time.Second).log(9, "ld\n")
-	s.after(100 * time.Second).log(9, "strip")
+	s.after(12*time.Second).log(9, "ld\n")
+	s.after(100*time.Second).log(9, "strip")
 	s.emit(Done{ID: 9})
 	s.draw()
 	s.emit(Started{ID: 10, Name: "[3/3] RUN false"})
@@ -103,7 +103,7 @@ func TestPlainInterleaving(t *testing.T) {
 	s.draw()
 	s.after(time.Second).log(1, "slow 3\n")
 	s.draw()
-	s.after(11 * time.Second).log(1, "slow 4\n") // other has waited long enough
+	s.after(11*time.Second).log(1, "slow 4\n") // other has waited long enough
 	s.draw()
 	s.emit(Done{ID: 2}, Done{ID: 1, Canceled: true})
 	s.end()

@@ -234,7 +234,7 @@ func transferRow(t *transfer, width int) string {
 	amount := string(appendBytes(nil, t.current))
 	if t.total > 0 {
 		amount += " / " + string(appendBytes(nil, t.total))
-		if width >= 80 {
+		if width > 70 {
 			full := int(min(max(t.current, 0), t.total) * barWidth / t.total)
 			amount += " [" + strings.Repeat("=", full) + strings.Repeat(" ", barWidth-full) + "]"
 		}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,12 +25,13 @@ type terminal struct {
 
 // screen knows the few control sequences that the display uses; any other is an error.
 type screen struct {
-	width  int
-	lines  [][]rune
-	row    int
-	col    int
-	hidden bool
-	bad    []string
+	width   int
+	resized bool // it does not reflow lines as terminals do, so moves up may go too far
+	lines   [][]rune
+	row     int
+	col     int
+	hidden  bool
+	bad     []string
 }
 
 func openTerminal(t *testing.T, width, height int) *terminal {
@@ -51,6 +53,7 @@ func openTerminal(t *testing.T, width, height int) *terminal {
 	}
 	term := &terminal{master: master, slave: slave, done: make(chan struct{}), screen: screen{width: width}}
 	term.resize(t, width, height)
+	term.screen.resized = false
 	go term.read()
 	t.Cleanup(func() { term.close() })
 	return term
@@ -59,6 +62,7 @@ func openTerminal(t *testing.T, width, height int) *terminal {
 func (term *terminal) resize(t *testing.T, width, height int) {
 	t.Helper()
 	size := &unix.Winsize{Row: uint16(height), Col: uint16(width)}
+	term.screen.resized = true
 	if err := unix.IoctlSetWinsize(int(term.master.Fd()), unix.TIOCSWINSZ, size); err != nil {
 		t.Fatal(err)
 	}
@@ -88,9 +92,10 @@ func (term *terminal) close() {
 // show replays everything written so far on a fresh screen.
 func (term *terminal) show() screen {
 	term.mu.Lock()
-	defer term.mu.Unlock()
-	s := screen{width: term.screen.width}
-	s.write(term.raw.String())
+	text := term.raw.String()
+	term.mu.Unlock()
+	s := screen{width: term.screen.width, resized: term.screen.resized}
+	s.write(text)
 	return s
 }
 
@@ -102,8 +107,8 @@ func (s *screen) write(text string) {
 			text = text[n:]
 			continue
 		}
-		r := []rune(text)[0]
-		text = text[len(string(r)):]
+		r, n := utf8.DecodeRuneInString(text)
+		text = text[n:]
 		switch r {
 		case '\r':
 			s.col = 0
@@ -149,10 +154,10 @@ func (s *screen) control(seq string) {
 		}
 	case strings.HasSuffix(seq, "m"):
 	case strings.HasSuffix(seq, "A"):
-		if _, err := fmt.Sscanf(seq, "\x1b[%dA", &up); err != nil || up > s.row {
+		if _, err := fmt.Sscanf(seq, "\x1b[%dA", &up); err != nil || up > s.row && !s.resized {
 			s.bad = append(s.bad, fmt.Sprintf("%q at row %d", seq, s.row))
 		}
-		s.row -= up
+		s.row = max(0, s.row-up)
 	default:
 		s.bad = append(s.bad, fmt.Sprintf("%q", seq))
 	}

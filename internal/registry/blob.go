@@ -63,8 +63,9 @@ func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor) (io.
 	return newVerifier(s, d, &s.verified), nil
 }
 
-var errStalled = errors.New("no data for a minute")
+var errStalled = errors.New("the connection has gone silent")
 
+// stallAfter is how long a connection may be silent while we wait for it.
 const stallAfter = time.Minute
 
 // stream is the content of a blob over as many connections as it takes.
@@ -106,7 +107,7 @@ func (s *stream) connect() error {
 	s.body = resp.Body
 	s.stalled.Store(false)
 	body := resp.Body
-	s.watch = time.AfterFunc(stallAfter, func() {
+	s.watch = time.AfterFunc(s.h.c.stall, func() {
 		s.stalled.Store(true)
 		body.Close()
 	})
@@ -137,7 +138,7 @@ func (s *stream) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		s.watch.Reset(stallAfter) // runs while we wait for the network, not while the reader is busy elsewhere
+		s.watch.Reset(s.h.c.stall) // runs while we wait for the network, not while the reader is busy elsewhere
 		n, err := s.body.Read(p)
 		s.watch.Stop()
 		s.off += int64(n)

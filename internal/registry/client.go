@@ -44,6 +44,8 @@ type Client struct {
 	keys *keychain
 	now  func() time.Time
 
+	stall time.Duration // see stallAfter
+
 	mu    sync.Mutex
 	hosts map[string]*host // by domain, as references spell it
 }
@@ -59,7 +61,7 @@ func New(o Options) *Client {
 	if o.UserAgent == "" {
 		o.UserAgent = "build"
 	}
-	return &Client{o: o, keys: newKeychain(o.DockerConfig, o.AuthConfig), now: time.Now, hosts: map[string]*host{}}
+	return &Client{o: o, keys: newKeychain(o.DockerConfig, o.AuthConfig), now: time.Now, stall: stallAfter, hosts: map[string]*host{}}
 }
 
 // Close drops idle connections. The client stays usable.

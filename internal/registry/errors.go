@@ -136,7 +136,7 @@ func (h *host) networkError(target string, err error) error {
 		unknownCA x509.UnknownAuthorityError
 		badName   x509.HostnameError
 		badCert   x509.CertificateInvalidError
-		alert     tls.AlertError
+		op        *net.OpError
 		record    tls.RecordHeaderError
 	)
 	switch {
@@ -146,7 +146,7 @@ func (h *host) networkError(target string, err error) error {
 		e.Hint = fmt.Sprintf("put the registry's CA into /etc/docker/certs.d/%s/ca.crt, name it in SSL_CERT_FILE, or skip verification with --insecure %s", target, target)
 	case errors.As(err, &badName), errors.As(err, &badCert):
 		e.Hint = fmt.Sprintf("the certificate of %s does not fit; skip verification with --insecure %s", target, target)
-	case errors.As(err, &alert):
+	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert; their type is not exported
 		e.Hint = fmt.Sprintf("%s may want a client certificate: /etc/docker/certs.d/%s/client.cert and client.key", target, target)
 	case errors.As(err, &dns):
 		e.Hint = "check the host name, the resolver and HTTPS_PROXY"

@@ -49,6 +49,7 @@ func newServer(t *testing.T, tls bool) *server {
 	s.Server = httptest.NewUnstartedServer(h)
 	s.Server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if tls {
+		s.EnableHTTP2 = true
 		s.StartTLS()
 	} else {
 		s.Start()

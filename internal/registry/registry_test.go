@@ -357,6 +357,50 @@ func TestBlobResumesWhereItWasCut(t *testing.T) {
 	}
 }
 
+func TestSilentConnectionIsReplaced(t *testing.T) {
+	s := newServer(t, false)
+	img := newSample(t, "linux/amd64", 1, 100_000)
+	seed(t, s.host+"/a:1", img)
+	var n atomic.Int32
+	block := make(chan struct{})
+	t.Cleanup(func() { close(block) })
+	s.bend(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") || n.Add(1) > 1 {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(img.layers[0])))
+		_, _ = w.Write(img.layers[0][:5000])
+		w.(http.Flusher).Flush()
+		<-block
+		return true
+	})
+	c := testClient(t, Options{})
+	c.stall = 300 * time.Millisecond
+	if got, err := readBlob(t, c, s.host+"/a", img.descs[0]); err != nil || !bytes.Equal(got, img.layers[0]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+func TestSlowReaderIsNotASilentConnection(t *testing.T) {
+	s := newServer(t, false)
+	img := newSample(t, "linux/amd64", 1, 5_000_000)
+	seed(t, s.host+"/a:1", img)
+	c := testClient(t, Options{Notify: func(n Notice) { t.Errorf("retry because of %v", n.Err) }})
+	c.stall = 400 * time.Millisecond
+	r, err := c.Blob(t.Context(), s.host+"/a", img.descs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.CopyN(io.Discard, r, 1000); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestBlobCutForEver(t *testing.T) {
 	s := newServer(t, false)
 	img := newSample(t, "linux/amd64", 1, 1000)
@@ -601,4 +645,23 @@ func TestReadOnlyHost(t *testing.T) {
 	t.Cleanup(s.Close)
 	_, err := testClient(t, Options{}).Resolve(t.Context(), strings.TrimPrefix(s.URL, "http://")+"/a:1", linuxAMD64)
 	wantClass(t, err, Network)
+}
+
+func FuzzDocument(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":{},"layers":[]}`), ocispec.MediaTypeImageManifest)
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[]}`), "application/json")
+	f.Add([]byte(`{"schemaVersion":1,"fsLayers":[]}`), "")
+	f.Add([]byte(`{"schemaVersion":2,"MANIFESTS":[],"config":{},"Config":null}`), ocispec.MediaTypeImageIndex)
+	f.Fuzz(func(t *testing.T, raw []byte, said string) {
+		doc, mt, err := parseDocument(raw, said)
+		if err != nil {
+			return
+		}
+		if isIndexType(mt) == isManifestType(mt) {
+			t.Errorf("accepted as %q", mt)
+		}
+		if isIndexType(mt) && doc.Config != nil || isManifestType(mt) && (doc.Config == nil || doc.Manifests != nil) {
+			t.Errorf("%s with the fields of another kind", mt)
+		}
+	})
 }

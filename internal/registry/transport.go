@@ -52,8 +52,17 @@ func newHost(c *Client, domain string) (*host, error) {
 	}
 	h.own = newTransport(conf)
 	h.own.Proxy = c.o.Proxy
-	h.own.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, ControlContext: h.noteReach}).DialContext
+	h.own.DialContext = h.dialOwn
 	return h, nil
+}
+
+// dialOwn connects to the registry, or to the proxy that stands before it. Only the former says where it lives.
+func (h *host) dialOwn(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	if strings.EqualFold(hostname(addr), hostname(h.addr)) {
+		d.ControlContext = h.noteReach
+	}
+	return d.DialContext(ctx, network, addr)
 }
 
 const dialTimeout = 20 * time.Second

@@ -43,6 +43,7 @@ type CollectStats struct {
 	Removed       []Removed
 	PutBack       int // what somebody began to use while it was being taken
 	Leftovers     int // traces of dead processes that were taken away
+	Refused       int // directories that only another owner could have moved
 }
 
 // BusyError is a collection that somebody else is already carrying out.
@@ -241,6 +242,10 @@ func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, e
 		err := os.Rename(e.path, c.s.trashPath(e))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone already
+		}
+		if e.ref.Kind == KindDir && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EBUSY)) {
+			c.stats.Refused++ // nothing is referred to by a directory, so the rest can go
+			continue
 		}
 		if err != nil {
 			return taken, err

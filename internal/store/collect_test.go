@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"build/internal/testenv"
 )
 
 // step publishes a blob, the layer that has it, and the record that names the layer, and makes all look used so long ago.
@@ -266,6 +268,23 @@ func TestCollectLocal(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	must(t, l.Close())
+}
+
+func TestCollectLeavesWhatItMayNotMove(t *testing.T) {
+	testenv.NotRoot(t)
+	s := openTest(t, Options{})
+	_, err := s.MakeLocal("single")
+	must(t, err)
+	dir := s.DirPath("single", "k")
+	must(t, os.MkdirAll(dir+"/"+ContentDir, 0o700))
+	must(t, s.MarkDir("single", "k", 1<<20))
+	must(t, os.Chmod(dir, 0o500)) // moving a directory elsewhere writes to it
+	gone := step(t, s, "x", time.Hour)
+	stats := collectTest(t, s, 0)
+	if stats.Refused != 1 || s.HasBlob(gone, -1) || !s.DirReady("single", "k") {
+		t.Errorf("%+v", stats)
+	}
+	must(t, os.Chmod(dir, 0o700))
 }
 
 func TestCollectDryRunBeforeAndBusy(t *testing.T) {

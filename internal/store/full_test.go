@@ -22,7 +22,7 @@ func smallDisk(t *testing.T, size string) string {
 		testenv.Skip(t, "the right to mount a tmpfs ("+err.Error()+")")
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"build/internal/testenv"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -116,7 +119,8 @@ func workPublish(s *Store, r *rand.Rand) error {
 	return readBack(s, i, true)
 }
 
-// workRead leases a record and looks. What is found must be whole, and stay, as long as the lease is held.
+// workRead leases a record and looks. What is not there, or lacks something, is a miss: somebody may just be publishing it
+// or putting it back. What was found whole must stay whole as long as the lease is held.
 func workRead(s *Store, r *rand.Rand) error {
 	l, err := s.Lease()
 	if err != nil {
@@ -132,7 +136,12 @@ func workRead(s *Store, r *rand.Rand) error {
 	} else if err != nil {
 		return err
 	}
-	time.Sleep(time.Duration(r.IntN(3)) * time.Millisecond)
+	if err := readBack(s, i, false); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(r.IntN(5)) * time.Millisecond)
 	return readBack(s, i, false)
 }
 
@@ -339,4 +348,41 @@ func TestLockIsNotInherited(t *testing.T) {
 		t.Fatalf("not free while a child runs: %v", err)
 	}
 	again()
+}
+
+// The holder of a user namespace opens the store of the user who started it, and what it makes there is that user's.
+func TestSharedWithAUserNamespace(t *testing.T) {
+	s := openTest(t, Options{})
+	var cmds []*exec.Cmd
+	for i := range 4 {
+		cmd := work{Dir: s.dir, Seed: uint64(i), For: 300 * time.Millisecond}.command(t)
+		if i%2 == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{
+				Cloneflags:  syscall.CLONE_NEWUSER,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+			}
+		}
+		if err := cmd.Start(); i%2 == 0 && err != nil {
+			testenv.Skip(t, "user namespaces ("+err.Error()+")")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		cmds = append(cmds, cmd)
+	}
+	for i, cmd := range cmds {
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("worker %d: %v: %s", i, err, cmd.Stderr)
+		}
+	}
+	_ = filepath.WalkDir(s.dir, func(path string, e fs.DirEntry, err error) error {
+		must(t, err)
+		fi, err := e.Info()
+		must(t, err)
+		if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Getuid() {
+			t.Errorf("%s belongs to uid %d", s.rel(path), st.Uid)
+		}
+		return nil
+	})
+	afterKills(t, s)
 }

@@ -168,6 +168,9 @@ func writeMap(ctx context.Context, helper string, pid int, m []IDMap) error {
 	if err == nil {
 		return nil
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	msg := strings.TrimSpace(string(out))
 	if msg == "" {
 		msg = err.Error()
