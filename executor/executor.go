@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // Spec says what to run and what it sees.
@@ -151,6 +152,29 @@ type mountJSON struct {
 	File     *File     `json:",omitempty"`
 }
 
+// rawStrings are strings of any bytes. In JSON, which would silently replace bytes that are not UTF-8, they are base64.
+type rawStrings []string
+
+func (r rawStrings) MarshalJSON() ([]byte, error) {
+	out := make([][]byte, len(r))
+	for i, s := range r {
+		out[i] = []byte(s)
+	}
+	return json.Marshal(out)
+}
+
+func (r *rawStrings) UnmarshalJSON(b []byte) error {
+	var in [][]byte
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	*r = make([]string, len(in))
+	for i, s := range in {
+		(*r)[i] = string(s)
+	}
+	return nil
+}
+
 // MarshalJSON makes Spec fit to be sent to the process that runs it.
 func (s Spec) MarshalJSON() ([]byte, error) {
 	type plain Spec
@@ -161,10 +185,37 @@ func (s Spec) MarshalJSON() ([]byte, error) {
 	case Tree:
 		r.Tree = &v
 	}
+	if err := s.checkText(); err != nil {
+		return nil, err
+	}
 	return json.Marshal(struct {
 		plain
-		Root rootJSON
-	}{plain(s), r})
+		Root      rootJSON
+		Args, Env rawStrings
+	}{plain(s), r, s.Args, s.Env})
+}
+
+// checkText refuses names that would be other names at the other end.
+func (s *Spec) checkText() error {
+	names := []string{s.Dir, s.User, s.Hostname}
+	switch r := s.Root.(type) {
+	case Overlay:
+		names = append(append(names, r.Upper, r.Work), r.Lower...)
+	case Tree:
+		names = append(names, r.Dir)
+	}
+	for _, m := range s.Mounts {
+		names = append(names, m.Target)
+		if b, ok := m.Source.(BindPath); ok {
+			names = append(names, b.Path, b.Sub)
+		}
+	}
+	for _, n := range names {
+		if !utf8.ValidString(n) {
+			return fmt.Errorf("%q is not valid UTF-8", n)
+		}
+	}
+	return nil
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -172,11 +223,13 @@ func (s *Spec) UnmarshalJSON(b []byte) error {
 	type plain Spec
 	v := struct {
 		*plain
-		Root rootJSON
+		Root      rootJSON
+		Args, Env rawStrings
 	}{plain: (*plain)(s)}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return err
 	}
+	s.Args, s.Env = v.Args, v.Env
 	switch {
 	case v.Root.Overlay != nil:
 		s.Root = *v.Root.Overlay

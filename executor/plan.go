@@ -20,7 +20,7 @@ const initExePath = "/proc/self/fd/6"
 
 // plan is what the step's first process has to do. Everything that could be decided outside has been.
 type plan struct {
-	Args, Env  []string
+	Args, Env  rawStrings
 	Dir        string
 	UID, GID   uint32
 	Groups     []uint32

@@ -2,10 +2,12 @@ package executor_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +103,37 @@ func TestEnvironment(t *testing.T) {
 	}
 	if out := r.sh(t, "echo $HOME", func(s *executor.Spec) { s.Env = append(s.Env, "HOME=/x") }); out != "/x\n" {
 		t.Errorf("HOME %q", out)
+	}
+}
+
+func TestAnyBytes(t *testing.T) {
+	r := newRootfs(t)
+	out := r.sh(t, "echo \xff\xfe$X", func(s *executor.Spec) { s.Env = append(s.Env, "X=\xe9") })
+	if out != "\xff\xfe\xe9\n" {
+		t.Errorf("%q", out)
+	}
+	if _, err := json.Marshal(&executor.Spec{Dir: "/\xff"}); err == nil {
+		t.Error("a directory that would change was sent")
+	}
+}
+
+func TestSpecSurvivesJSON(t *testing.T) {
+	in := executor.Spec{
+		Root: executor.Overlay{Lower: []string{"/a", "/b"}, Upper: "/u", Work: "/w"}, Args: []string{"x", "\xff"}, Env: []string{"A=1"},
+		Dir: "/d", User: "u:g", Network: executor.NetworkNone, Security: executor.Insecure, ShmSize: 5, Resolv: []byte("r"), Hosts: []byte{},
+		Mounts: []executor.Mount{
+			{Target: "/1", Source: executor.BindPath{Path: "/p", Sub: "s", ReadOnly: true}},
+			{Target: "/2", Source: executor.Tmpfs{Size: 7, Mode: 0o700}},
+			{Target: "/3", Source: executor.File{Data: []byte("\xff"), Mode: 0o400, UID: 1, GID: 2}},
+		},
+		Rlimits: []executor.Rlimit{{Resource: 7, Soft: 1, Hard: 2}},
+	}
+	b, err := json.Marshal(in)
+	must(t, err)
+	var out executor.Spec
+	must(t, json.Unmarshal(b, &out))
+	if !reflect.DeepEqual(in, out) {
+		t.Errorf("%+v became %+v", in, out)
 	}
 }
 

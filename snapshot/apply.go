@@ -34,12 +34,12 @@ type ApplyReport struct {
 func Apply(ctx context.Context, dir *os.File, r io.Reader) (ApplyReport, error) {
 	in := newReadAhead(ctx, r)
 	defer in.Close()
-	return scanLayer(in, newApplier(dir), nil)
+	return scanLayer(ctx, in, newApplier(dir), nil)
 }
 
 // scanLayer reads a plain tar to its end and gives every entry to the applier and to the indexer; either may be nil.
-func scanLayer(r io.Reader, a *applier, x *indexer) (ApplyReport, error) {
-	s := newScanner(r)
+func scanLayer(ctx context.Context, r io.Reader, a *applier, x *indexer) (ApplyReport, error) {
+	s := newScanner(ctx, r)
 	sum := sha256.New()
 	for {
 		e, opaque, err := s.next()
@@ -74,7 +74,7 @@ func scanEntry(s *scanner, e *tree.Entry, opaque bool, a *applier, x *indexer, s
 	case a != nil:
 		err = a.add(e, opaque, r, sum)
 	case content:
-		_, err = io.Copy(sum, r)
+		_, err = io.CopyBuffer(sum, r, s.buf)
 	}
 	if err == nil && x != nil {
 		if content {

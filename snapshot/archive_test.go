@@ -8,11 +8,15 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 	"github.com/ulikunitz/xz"
 
 	"build/internal/tree"
@@ -259,6 +263,53 @@ func TestAddSeveral(t *testing.T) {
 		}
 		if got := show(t, l, id); got != c.want {
 			t.Errorf("%s: got:\n%.300s\nwant:\n%.300s", name, got, c.want)
+		}
+	}
+}
+
+// TestAddSparse unpacks what GNU tar makes of a file with holes; its bytes are not in the tar in one piece.
+func TestAddSparse(t *testing.T) {
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("needs GNU tar")
+	}
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{1 << 20, 3 << 20} {
+		if _, err := f.WriteAt([]byte("data"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "last"), []byte("plain"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(filepath.Join(dir, "holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"gnu", "pax"} {
+		out, err := exec.Command("tar", "--sparse", "--format="+format, "-C", dir, "-c", "holes", "last").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) > 1<<20 {
+			t.Fatalf("%s: the tar is not sparse", format)
+		}
+		l := testLayers(t)
+		id, err := copyLayer(t, l, nil, memSource{}.file("a", string(out)), &CopySpec{Add: true, Sources: sources("a"), Dest: "/"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"holes": string(want), "last": "plain"} {
+			got, err := l.ReadFile(context.Background(), chainOf(t, l, id), []digest.Digest{id}, name, 1<<30)
+			if err != nil || string(got) != want {
+				t.Errorf("%s: %s: %d bytes, %v", format, name, len(got), err)
+			}
 		}
 	}
 }

@@ -161,6 +161,9 @@ func BenchmarkCommit(b *testing.B) {
 		}
 		perCPU(b, len(data), before)
 	})
+	if _, err := l.Unpack(b.Context(), []digest.Digest{d}, 0); err != nil {
+		b.Fatal(err)
+	}
 	b.Run("one", func(b *testing.B) {
 		for b.Loop() {
 			u, err := l.Begin(b.Context(), []digest.Digest{d})

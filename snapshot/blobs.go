@@ -98,7 +98,7 @@ func indexStream(ctx context.Context, diffID digest.Digest, r io.Reader) (*index
 	}
 	defer s.Close()
 	x := newIndexer()
-	if _, err := scanLayer(s, nil, x); err != nil {
+	if _, err := scanLayer(ctx, s, nil, x); err != nil {
 		return nil, err
 	}
 	if got := sum.Digest(); got != diffID {
@@ -248,16 +248,16 @@ func (l *Layers) readContent(ctx context.Context, diffID digest.Digest, e *tree.
 		_, err := io.ReadFull(r, data)
 		return data, err
 	}
-	return readSparse(r, e, data)
+	return readSparse(ctx, r, e, data)
 }
 
 // readSparse finds a file whose bytes are not in the tar as they are; only the tar's reader can expand it.
-func readSparse(r io.Reader, e *tree.Entry, data []byte) ([]byte, error) {
+func readSparse(ctx context.Context, r io.Reader, e *tree.Entry, data []byte) ([]byte, error) {
 	want := e.Path
 	if e.Hardlink != "" {
 		want = e.Hardlink
 	}
-	s := newScanner(r)
+	s := newScanner(ctx, r)
 	found := false
 	for {
 		got, _, err := s.next()

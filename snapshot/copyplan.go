@@ -144,9 +144,9 @@ func (p *plan) resolve(at string) (string, error) {
 	return real, err
 }
 
-// dirAt returns the planned directory at a path without symlinks. Missing directories are made with make; the error
+// dirAt returns the planned directory at a path without symlinks. Missing directories are what missing says; the error
 // about something that is no directory is a *CopyError.
-func (p *plan) dirAt(at string, make func(path string) tree.Entry) (n *planned, made bool, err error) {
+func (p *plan) dirAt(at string, missing func(path string) tree.Entry) (n *planned, made bool, err error) {
 	n = p.root
 	for rest := at; rest != ""; {
 		var name string
@@ -158,7 +158,7 @@ func (p *plan) dirAt(at string, make func(path string) tree.Entry) (n *planned, 
 		made = false
 		switch {
 		case e == nil:
-			kid = p.put(n, name, make(tree.Join(n.entry.Path, name)))
+			kid = p.put(n, name, missing(tree.Join(n.entry.Path, name)))
 			kid.fresh, made = true, true
 		case e.Type != tree.Dir:
 			return nil, false, copyErrorf("mkdir /%s: not a directory", tree.Join(n.entry.Path, name))

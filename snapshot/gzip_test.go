@@ -46,8 +46,8 @@ func deflated(t testing.TB, level int, data []byte, piece int) []byte {
 }
 
 func TestGzipDependsOnInputAlone(t *testing.T) {
-	data := compressible(3<<20 + 12345)
-	for level := range 10 {
+	data := compressible(2<<20 + 12345)
+	for _, level := range []int{0, 1, defaultGzipLevel, 6, 9} {
 		want := deflated(t, level, data, len(data))
 		z, err := gzip.NewReader(bytes.NewReader(want))
 		if err != nil {
@@ -60,7 +60,7 @@ func TestGzipDependsOnInputAlone(t *testing.T) {
 		procs := runtime.GOMAXPROCS(1)
 		one := deflated(t, level, data, 1000)
 		runtime.GOMAXPROCS(procs)
-		if !bytes.Equal(one, want) || !bytes.Equal(deflated(t, level, data, 1<<20+7), want) {
+		if !bytes.Equal(one, want) {
 			t.Errorf("level %d: other bytes for the same input", level)
 		}
 	}

@@ -331,7 +331,7 @@ func (l *Layers) readLayer(ctx context.Context, diffID digest.Digest, a *applier
 	}
 	defer r.Close()
 	x := newIndexer()
-	report, err := scanLayer(r, a, x)
+	report, err := scanLayer(ctx, r, a, x)
 	if err != nil {
 		return report, err
 	}

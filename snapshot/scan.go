@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,9 @@ import (
 
 // maxLinks is how many symbolic links one name may pass through.
 const maxLinks = 255
+
+// maxSparse bounds files that are stored with holes: their size costs a tar nothing and its reader a hash over every byte.
+const maxSparse = 8 << 30
 
 // xattrs we take from a tar or a file. Everything else belongs to a host (trusted.*, security.selinux, ours).
 const (
@@ -44,12 +48,14 @@ func normalCapability(v string) string {
 // resolved through the symbolic links of this layer alone, clamped to its root, so that the index and the applied directory
 // agree and the applier never has to follow a link.
 type scanner struct {
+	ctx    context.Context
 	tr     *tar.Reader
 	pos    counter
 	links  map[string]string // the layer's symbolic links so far
 	dir    string            // the directory part of the last name, as written
 	clean  string            // and where it led; valid while links does not change
 	cached bool
+	buf    []byte // for whoever copies the content
 }
 
 // counter counts the bytes read from r.
@@ -64,8 +70,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newScanner(r io.Reader) *scanner {
-	s := &scanner{pos: counter{r: r}, links: map[string]string{}}
+func newScanner(ctx context.Context, r io.Reader) *scanner {
+	s := &scanner{ctx: ctx, pos: counter{r: r}, links: map[string]string{}, buf: make([]byte, 64<<10)}
 	s.tr = tar.NewReader(&s.pos)
 	return s
 }
@@ -103,7 +109,13 @@ func (s *scanner) next() (e *tree.Entry, opaque bool, err error) {
 	}
 }
 
-func (s *scanner) Read(p []byte) (int, error) { return s.tr.Read(p) }
+// Read reads the content of the current file. Holes come from nowhere, so r alone would not notice the end of ctx.
+func (s *scanner) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	return s.tr.Read(p)
+}
 
 // drain reads the rest of the stream, the padding behind the archive: it is part of what diffID covers.
 func (s *scanner) drain() error {
@@ -190,6 +202,8 @@ func (s *scanner) plain(h *tar.Header, path string) (*tree.Entry, error) {
 		e.Type, e.Size = tree.File, h.Size
 		if !sparse(h) {
 			e.Offset = s.pos.n
+		} else if e.Size > maxSparse {
+			return nil, fmt.Errorf("a sparse file of %d bytes; no more than %d are read", e.Size, int64(maxSparse))
 		}
 	case tar.TypeDir:
 		e.Type = tree.Dir

@@ -182,7 +182,7 @@ func (l *Layers) fillTree(ctx context.Context, diffID digest.Digest, t *tempTree
 		return err
 	}
 	defer r.Close()
-	t.report, err = scanLayer(r, newApplier(t.root), nil)
+	t.report, err = scanLayer(ctx, r, newApplier(t.root), nil)
 	return err
 }
 

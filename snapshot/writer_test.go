@@ -54,7 +54,7 @@ func TestDialectIsPinned(t *testing.T) {
 // Other programs read our tars: what the standard library sees is what was written.
 func TestWriterAgainstStandardReader(t *testing.T) {
 	l := newLayers(t)
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		files := randomTree(rand.New(rand.NewPCG(seed, 1)), 60)
 		want := map[string]testFile{}
 		for _, f := range files {
@@ -113,7 +113,7 @@ func compareHeader(t *testing.T, h *tar.Header, f *testFile, data []byte) {
 
 // The index made while writing is the index made by reading, byte for byte: it does not matter which one a store has.
 func TestIndexOfWriterIsIndexOfTar(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		l := newLayers(t)
 		files := fixedTree()
 		if seed > 0 {

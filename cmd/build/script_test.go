@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/sys/unix"
 
 	"build/internal/build"
@@ -169,10 +170,10 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 
 	config := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", ts.MkAbs(".registry"), addr)
 	if len(args) == 2 {
-		out, err := exec.Command("python3", "-c", "import crypt,sys; print(sys.argv[1]+':'+crypt.crypt(sys.argv[2], crypt.mksalt(crypt.METHOD_BLOWFISH)))", args[0], args[1]).Output()
+		hash, err := bcrypt.GenerateFromPassword([]byte(args[1]), bcrypt.MinCost)
 		ts.Check(err)
 		passwords := ts.MkAbs(".htpasswd")
-		ts.Check(os.WriteFile(passwords, out, 0o600))
+		ts.Check(os.WriteFile(passwords, fmt.Appendf(nil, "%s:%s\n", args[0], hash), 0o600))
 		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", passwords)
 	}
 	file := ts.MkAbs(".registry.yml")

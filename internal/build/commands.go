@@ -35,6 +35,7 @@ func Images(_ context.Context, o StoreOptions) ([]ImageRow, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer st.Close()
 	names, err := st.Names()
 	if err != nil {
 		return nil, err
@@ -63,6 +64,7 @@ func Tag(_ context.Context, o StoreOptions, from, to string) error {
 	if err != nil {
 		return err
 	}
+	defer st.Close()
 	key, n, err := findName(st, from)
 	if err != nil {
 		return err
@@ -108,6 +110,7 @@ func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error)
 	if err != nil {
 		return nil, err
 	}
+	defer st.Close()
 	var removed []string
 	for _, name := range names {
 		key, _, err := findName(st, name)
@@ -134,6 +137,7 @@ func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) 
 	if err != nil {
 		return "", err
 	}
+	defer st.Close()
 	key, n, err := findName(st, name)
 	if err != nil {
 		return "", err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,13 +42,20 @@ func (h *holder) get(ctx context.Context, s *session) (*userns.Holder, error) {
 	return hd, nil
 }
 
+// farewell is how long a holder has to give up what it holds in the store.
+const farewell = 200 * time.Millisecond
+
 func (h *holder) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.h != nil {
-		h.h.Close()
-		h.h = nil
+	if h.h == nil {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	_ = h.h.Call(ctx, "close", nil, nil) // what it cannot tidy now, collection will
+	h.h.Close()
+	h.h = nil
 }
 
 // fromHolder gives errors that crossed the socket their type back.
@@ -69,8 +77,9 @@ func Reentry() bool {
 	}
 	n := &inside{}
 	return userns.Reentry(map[string]userns.Handler{
-		"open": n.open,
-		"run":  n.run,
+		"open":  n.open,
+		"run":   n.run,
+		"close": n.close,
 	})
 }
 
@@ -87,7 +96,15 @@ type (
 
 // inside is the holder's side: the same store, opened in the process that owns the ids of what lies in local/.
 type inside struct {
+	store  *store.Store
 	layers *snapshot.Layers
+}
+
+func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error) {
+	if n.store == nil {
+		return nil, nil
+	}
+	return nil, n.store.Close()
 }
 
 func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (any, error) {
@@ -99,7 +116,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err != nil {
 		return nil, err
 	}
-	n.layers = snapshot.New(st, snapshot.Options{IDKind: req.Kind})
+	n.store, n.layers = st, snapshot.New(st, snapshot.Options{IDKind: req.Kind})
 	return nil, nil
 }
 

@@ -103,6 +103,7 @@ func (s *session) close() {
 	s.holder.close()
 	s.contexts.close()
 	s.lease.Close()
+	s.store.Close()
 }
 
 // fail ends the build with err as its cause, unless something else failed first.

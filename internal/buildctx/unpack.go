@@ -2,6 +2,7 @@ package buildctx
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ func unpack(ctx context.Context, r io.Reader, dir string) (map[string]*tree.Entr
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return nil, err
 		}
-		if err := u.add(h, tr); err != nil {
+		if err := u.add(h, &ctxReader{ctx, tr}); err != nil {
 			return nil, fmt.Errorf("entry %q: %w", h.Name, err)
 		}
 	}
@@ -184,12 +185,39 @@ func (u *unpacker) write(h *tar.Header, e *tree.Entry, content io.Reader) error 
 		return err
 	}
 	if e.Type == tree.File {
-		_, err = io.Copy(f, content)
+		err = writeSparse(f, content)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
 	return err
+}
+
+// writeSparse copies content, leaving holes where it is zero: a small archive can describe a file of any size.
+func writeSparse(f *os.File, content io.Reader) error {
+	buf := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(buf)
+	var size int64
+	for {
+		n, err := 0, error(nil)
+		for n < len(*buf) && err == nil { // not io.ReadFull, which hides whether an archive was cut short
+			var m int
+			m, err = content.Read((*buf)[n:])
+			n += m
+		}
+		if block := (*buf)[:n]; bytes.Count(block, []byte{0}) != n {
+			if _, err := f.WriteAt(block, size); err != nil {
+				return err
+			}
+		}
+		size += int64(n)
+		if err == io.EOF {
+			return f.Truncate(size)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // link makes another name for a file. It shares what is known about the first.

@@ -45,6 +45,9 @@ func (s *Store) HasBlob(d digest.Digest, size int64) bool {
 		return false
 	}
 	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) && s.lookAgain(path) {
+		fi, err = os.Lstat(path)
+	}
 	return err == nil && s.trusted(d, path, fi, size)
 }
 
@@ -54,7 +57,11 @@ func (s *Store) OpenBlob(d digest.Digest, size int64) (*os.File, error) {
 	if path == "" {
 		return nil, fmt.Errorf("open blob: %.80q is no sha256 digest", string(d))
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	const flags = os.O_RDONLY | syscall.O_NOFOLLOW | syscall.O_CLOEXEC
+	f, err := os.OpenFile(path, flags, 0)
+	if errors.Is(err, fs.ErrNotExist) && s.lookAgain(path) {
+		f, err = os.OpenFile(path, flags, 0)
+	}
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fs.ErrNotExist

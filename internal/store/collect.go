@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -256,7 +257,8 @@ func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, e
 	return taken, nil
 }
 
-// reconsider pins what is used of what was taken.
+// reconsider pins what is used of what was taken. Who published something that refers to it has either still its lease,
+// or had published before the leases were read: so new references are looked for after that.
 func (c *collection) reconsider(taken []*entity) error {
 	ls, err := c.s.readLeases(false)
 	if err != nil {
@@ -269,7 +271,43 @@ func (c *collection) reconsider(taken []*entity) error {
 	for r := range ls.refs {
 		c.g.pin(r)
 	}
+	if err := c.newReferences(taken); err != nil {
+		return err
+	}
 	c.g.settle()
+	return nil
+}
+
+// newReferences pins what was published since the store was listed, so that what it refers to stays.
+func (c *collection) newReferences(taken []*entity) error {
+	if c.o.References == nil {
+		return nil
+	}
+	inTrash := make(map[*entity]bool, len(taken))
+	for _, e := range taken {
+		inTrash[e] = true
+	}
+	for _, kind := range []Kind{KindRecord, KindLink, KindLayer} {
+		for it, err := range c.s.List(kind) {
+			if err != nil {
+				return err
+			}
+			ref := Ref{Kind: kind, Key: it.Key}
+			e := c.g.all[ref]
+			if e != nil && !inTrash[e] && it.Used.Equal(e.seen) {
+				continue
+			}
+			if e == nil {
+				e = &entity{ref: ref, path: it.path}
+				c.g.add(e)
+			}
+			e.pinned = true
+			if data, err := c.s.peek(kind, it.Key); err == nil {
+				e.refs = append(e.refs, c.o.References(kind, it.Key, data)...)
+			}
+		}
+	}
+	inDeletionOrder(c.g.order)
 	return nil
 }
 
@@ -332,11 +370,46 @@ const pendingMark = "~"
 
 // trashPath is where something waits for the decision. The name says where it came from, so that the next collection
 // can put it back if this one is killed.
-func (s *Store) trashPath(e *entity) string {
-	if e.ref.Kind == KindDir {
-		return s.path(localDir, e.idKind, localTrash, pendingMark+url.PathEscape(s.rel(e.path)))
+func (s *Store) trashPath(e *entity) string { return s.pendingPath(e.path) }
+
+func (s *Store) pendingPath(path string) string {
+	rel := s.rel(path)
+	if idKind, ok := strings.CutPrefix(rel, localDir+"/"); ok {
+		idKind, _, _ = strings.Cut(idKind, "/")
+		return s.path(localDir, idKind, localTrash, pendingMark+url.PathEscape(rel))
 	}
-	return s.path(trashDir, pendingMark+url.PathEscape(s.rel(e.path)))
+	return s.path(trashDir, pendingMark+url.PathEscape(rel))
+}
+
+// How long a look waits for a collection to decide about what it looks for.
+const decisionTime = 10 * time.Second
+
+// lookAgain is called by who found nothing at a path. It reports whether looking again is worth it, because a collection
+// had the thing in its hands: what is leased is in the trash for a moment while the collection finds out that it is, and
+// for longer when the collection is killed just then.
+func (s *Store) lookAgain(path string) bool {
+	trash := s.pendingPath(path)
+	delay := firstRetry
+	for end := time.Now().Add(decisionTime); ; {
+		if _, err := os.Lstat(trash); err != nil {
+			_, err = os.Lstat(path) // put back just now, or gone for good
+			return err == nil
+		}
+		unlock, ok, err := s.TryLock(collectLock)
+		if err != nil {
+			return false
+		}
+		if ok { // who put it there is dead
+			err := s.recoverTrash()
+			unlock()
+			return err == nil
+		}
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(delay)
+		delay = min(2*delay, lastRetry)
+	}
 }
 
 // trashedUse is the last use of something in the trash: later than when it was listed, if somebody was faster.

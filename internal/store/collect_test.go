@@ -203,6 +203,68 @@ func TestCollectPutsBack(t *testing.T) {
 	})
 }
 
+// Who finds nothing because a collection has the thing undecided in its hands waits for the decision, and decides
+// itself when that collection is dead.
+func TestLookingDuringACollection(t *testing.T) {
+	for name, alive := range map[string]bool{"of the living": true, "of the dead": false} {
+		t.Run(name, func(t *testing.T) {
+			s := openTest(t, Options{})
+			d := step(t, s, "x", time.Minute)
+			_, err := s.MakeLocal("root")
+			must(t, err)
+			dir := s.DirPath("root", "k")
+			must(t, os.MkdirAll(dir+"/"+ContentDir, 0o700))
+			must(t, s.MarkDir("root", "k", 1))
+			g, err := s.list()
+			must(t, err)
+			for _, e := range g.order {
+				must(t, os.Rename(e.path, s.trashPath(e)))
+			}
+			if alive {
+				unlock, err := s.Lock(context.Background(), collectLock, nil)
+				must(t, err)
+				time.AfterFunc(20*time.Millisecond, func() {
+					for _, e := range g.order {
+						if err := restore(s.trashPath(e), e.path); err != nil {
+							t.Error(err)
+						}
+					}
+					unlock()
+				})
+			}
+			if !s.HasBlob(d, -1) || !s.DirReady("root", "k") {
+				t.Error("not found")
+			}
+			if _, err := s.Read(KindRecord, "r-x"); err != nil {
+				t.Error(err)
+			}
+			if f, err := s.OpenBlob(d, -1); err != nil {
+				t.Error(err)
+			} else {
+				f.Close()
+			}
+		})
+	}
+}
+
+// A record that is published while its layer is being taken, by somebody who is gone again, keeps the layer.
+func TestCollectSeesNewReferences(t *testing.T) {
+	var s *Store
+	done := false
+	s = openTest(t, Options{Point: func(p string) {
+		if p == "collect.unlisted" && !done {
+			done = true
+			must(t, s.Write(KindRecord, "new", []byte("layer l-x\n")))
+		}
+	}})
+	d := step(t, s, "x", 24*time.Hour)
+	must(t, s.Remove(KindRecord, "r-x"))
+	collectTest(t, s, 0)
+	if !done || !s.HasBlob(d, -1) || !has(s, Ref{Kind: KindLayer, Key: "l-x"}) {
+		t.Error("the layer of a new record went")
+	}
+}
+
 func TestCollectNames(t *testing.T) {
 	s := openTest(t, Options{})
 	pulled, err := putImage(s, []byte("layer of pulled"))

@@ -105,7 +105,11 @@ func unseal(kind Kind, b []byte) (key string, data []byte, err error) {
 // Read returns what was written under a key and notes the use. What is not there is fs.ErrNotExist; what is there and
 // damaged is a *DamagedError.
 func (s *Store) Read(kind Kind, key string) ([]byte, error) {
-	f, err := os.Open(s.filePath(kind, key))
+	path := s.filePath(kind, key)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && s.lookAgain(path) {
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		return nil, readError(kind, key, err)
 	}

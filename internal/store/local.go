@@ -110,6 +110,9 @@ func (s *Store) markDir(dir, idKind string, size int64) error {
 func (s *Store) DirReady(idKind, key string) bool {
 	dir := s.DirPath(idKind, key)
 	m, fi, err := readMarker(dir)
+	if errors.Is(err, fs.ErrNotExist) && s.lookAgain(dir) {
+		m, fi, err = readMarker(dir)
+	}
 	if err != nil || m.IDKind != idKind || !s.Trusts(m.Stamp) {
 		return false
 	}

@@ -153,7 +153,7 @@ func addParents(r *rand.Rand, made map[string]Entry, path string) bool {
 
 func TestIndexRoundTrip(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 40 {
+	for range 15 {
 		want := randomLayer(r, r.IntN(3000))
 		x := build(t, want)
 		var got []Entry
@@ -211,7 +211,7 @@ func TestSubtreeIsWhatLiesBelow(t *testing.T) {
 }
 
 func TestChainAgainstModel(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 5))
 		m := model{}
 		var layers []*Index
@@ -383,7 +383,7 @@ func TestNewest(t *testing.T) {
 
 // TestDamage flips every bit of every byte, and cuts at every length: what is read is either right or ErrCorrupt.
 func TestDamage(t *testing.T) {
-	entries := randomLayer(rand.New(rand.NewPCG(8, 8)), 30)
+	entries := randomLayer(rand.New(rand.NewPCG(8, 8)), 10)
 	whole := image(t, entries)
 	try := func(data []byte) {
 		x, err := Open(bytes.NewReader(data), int64(len(data)))
