@@ -39,7 +39,8 @@ func Apply(ctx context.Context, dir *os.File, r io.Reader) (ApplyReport, error) 
 
 // scanLayer reads a plain tar to its end and gives every entry to the applier and to the indexer; either may be nil.
 func scanLayer(ctx context.Context, r io.Reader, a *applier, x *indexer) (ApplyReport, error) {
-	s := newScanner(ctx, r)
+	s := newScanner(r)
+	s.ctx = ctx
 	sum := sha256.New()
 	for {
 		e, opaque, err := s.next()

@@ -257,7 +257,8 @@ func readSparse(ctx context.Context, r io.Reader, e *tree.Entry, data []byte) ([
 	if e.Hardlink != "" {
 		want = e.Hardlink
 	}
-	s := newScanner(ctx, r)
+	s := newScanner(r)
+	s.ctx = ctx
 	found := false
 	for {
 		got, _, err := s.next()

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"build/internal/tree"
 )
 
@@ -158,7 +160,7 @@ func (p *plan) dirAt(at string, missing func(path string) tree.Entry) (n *planne
 		made = false
 		switch {
 		case e == nil:
-			kid = p.put(n, name, missing(tree.Join(n.entry.Path, name)))
+			kid = p.put(n, name, p.inherit(n, missing(tree.Join(n.entry.Path, name))))
 			kid.fresh, made = true, true
 		case e.Type != tree.Dir:
 			return nil, false, copyErrorf("mkdir /%s: not a directory", tree.Join(n.entry.Path, name))
@@ -169,6 +171,19 @@ func (p *plan) dirAt(at string, missing func(path string) tree.Entry) (n *planne
 		n = kid
 	}
 	return n, made, nil
+}
+
+// inherit does what mkdir(2) does in a directory with the set-group-ID bit: the new one has the bit and the group too.
+// BuildKit makes its directories that way, so its images show it.
+func (p *plan) inherit(dir *planned, e tree.Entry) tree.Entry {
+	if dir.entry.Mode&unix.S_ISGID == 0 || p.mode != nil {
+		return e
+	}
+	e.Mode |= unix.S_ISGID
+	if p.spec.Owner == nil {
+		e.GID = dir.entry.GID
+	}
+	return e
 }
 
 // put plans an entry in dir, in place of whatever was planned there.

@@ -70,8 +70,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newScanner(ctx context.Context, r io.Reader) *scanner {
-	s := &scanner{ctx: ctx, pos: counter{r: r}, links: map[string]string{}, buf: make([]byte, 64<<10)}
+func newScanner(r io.Reader) *scanner {
+	s := &scanner{ctx: context.Background(), pos: counter{r: r}, links: map[string]string{}, buf: make([]byte, 64<<10)}
 	s.tr = tar.NewReader(&s.pos)
 	return s
 }

@@ -129,6 +129,7 @@ func ExitCode(err error) int {
 		src   *SourceError
 		path  *fs.PathError
 		cp    *snapshot.CopyError
+		owner *snapshot.OwnerError
 	)
 	switch {
 	case err == nil:
@@ -141,7 +142,7 @@ func ExitCode(err error) int {
 		return ExitEnvironment
 	case errors.As(err, &reg):
 		return registryExit(reg)
-	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc):
+	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc):
 		return ExitUsage
 	case errors.As(err, &path):
 		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction
@@ -156,7 +157,7 @@ func registryExit(err *registry.Error) int {
 	switch err.Class {
 	case registry.Auth:
 		return ExitAuth
-	case registry.Unsupported:
+	case registry.Unsupported, registry.Invalid:
 		return ExitUsage
 	}
 	return ExitNetwork

@@ -36,6 +36,7 @@ type evaluator struct {
 	evals map[dag.ID]*future[*outcome]
 	keys  map[dag.ID]*future[*stepKey]
 	sels  map[dag.ID]*future[*selection]
+	turns map[cache.Key]chan struct{}
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
@@ -84,6 +85,7 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph) *evaluator {
 		evals: map[dag.ID]*future[*outcome]{},
 		keys:  map[dag.ID]*future[*stepKey]{},
 		sels:  map[dag.ID]*future[*selection]{},
+		turns: map[cache.Key]chan struct{}{},
 		final: map[dag.ID]bool{},
 		bg:    bg, bgCtx: bgCtx,
 	}
@@ -163,6 +165,11 @@ func (e *evaluator) evalStep(ctx context.Context, id dag.ID) (*outcome, error) {
 // make looks the step up by content and carries it out when no record answers, one process at a time.
 func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *stepKey, in []*outcome) (*outcome, error) {
 	vertex := e.vertex(step)
+	leave, err := e.alone(ctx, content.key)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	unlock, err := e.lockStep(ctx, step, content.key, vertex)
 	if err != nil {
 		return nil, err
@@ -308,6 +315,23 @@ func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, i
 		return nil, fmt.Errorf("lock %s: %w", step.Name, err)
 	}
 	return unlock, nil
+}
+
+// alone lets one step of this build at a time work on a key: equal steps of several stages run once.
+func (e *evaluator) alone(ctx context.Context, k cache.Key) (leave func(), err error) {
+	e.mu.Lock()
+	turn, ok := e.turns[k]
+	if !ok {
+		turn = make(chan struct{}, 1)
+		e.turns[k] = turn
+	}
+	e.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // cachedAbove shows a hit and everything it made unnecessary as cached.

@@ -39,7 +39,7 @@ func (s *session) viewOf(o *Output) view {
 	if o.CompressionLevel != nil {
 		v.compression.Level = *o.CompressionLevel
 	}
-	v.force = o.ForceCompression
+	v.compression.Force = o.ForceCompression
 	v.docker = !o.OCIMediaTypes
 	if o.Epoch != nil {
 		v.epoch = o.Epoch
@@ -267,6 +267,7 @@ func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res
 		return err
 	}
 	src := s.layers.Source(chain, out.chain)
+	defer src.Close()
 	open := func(l tree.Located) (io.ReadCloser, error) { return src.Open(ctx, &l.Entry) }
 	if o.Type == OutputLocal {
 		res.Written = append(res.Written, o.Dest)

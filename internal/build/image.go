@@ -19,7 +19,6 @@ import (
 // view is how one output wants the same layers: compressed how, with times clamped to what.
 type view struct {
 	compression snapshot.Compression
-	force       bool // recompress the layers of the base too
 	epoch       *time.Time
 	docker      bool // Docker's media types instead of OCI's
 	annotations map[string]string
@@ -53,7 +52,7 @@ func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view)
 // imageLayer finds or makes the blob of one layer. Layers of a base keep the blob they came with.
 func (s *session) imageLayer(ctx context.Context, out *outcome, i int, v view) (exporter.Layer, error) {
 	d := out.chain[i]
-	if i < out.base && !v.force {
+	if i < out.base && !v.compression.Force {
 		desc, err := s.originalBlob(d)
 		if err != nil {
 			return exporter.Layer{}, err

@@ -115,7 +115,7 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 		if s.opts.Pull == PullNever || s.opts.Store.Offline {
 			return &registry.Error{
 				Class: registry.Offline, Ref: ref,
-				Err:  fmt.Errorf("no image %s for %s in the local store, and pulling is off", familiar(ref), platformString(want)),
+				Err:  fmt.Errorf("no image %s for %s in the local store, and %s forbids pulling it", familiar(ref), platformString(want), s.whyNoPull()),
 				Hint: "build or pull it once while a registry can be reached, or give it with --build-context",
 			}
 		}
@@ -130,6 +130,13 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 		return err
 	})
 	return out, err
+}
+
+func (s *session) whyNoPull() string {
+	if s.opts.Store.Offline {
+		return "--offline"
+	}
+	return "--pull=never"
 }
 
 func platformSuffix(p ocispec.Platform) string {

@@ -48,6 +48,7 @@ type session struct {
 
 	vmu      sync.Mutex
 	vertices map[string]progress.ID
+	lastID   progress.ID
 	shown    map[dag.ID]bool
 
 	dockerfile []byte // its text, for error messages
@@ -117,10 +118,18 @@ func (s *session) vertexNamed(name string) progress.ID {
 	defer s.vmu.Unlock()
 	id, ok := s.vertices[name]
 	if !ok {
-		id = progress.ID(len(s.vertices) + 1)
+		s.lastID++
+		id = s.lastID
 		s.vertices[name] = id
 	}
 	return id
+}
+
+func (s *session) newVertex() progress.ID {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	s.lastID++
+	return s.lastID
 }
 
 func (s *session) vertex(step *dag.Step) progress.ID {
@@ -129,7 +138,7 @@ func (s *session) vertex(step *dag.Step) progress.ID {
 
 // task shows f as one vertex that starts and ends.
 func (s *session) task(name string, f func(id progress.ID) error) error {
-	id := s.vertexNamed(name)
+	id := s.newVertex()
 	s.emit(progress.Started{ID: id, Name: name, Time: time.Now()})
 	err := f(id)
 	done := progress.Done{ID: id, Time: time.Now()}

@@ -96,7 +96,9 @@ func (e *evaluator) chainSource(ctx context.Context, o *outcome) (snapshot.Sourc
 	if err != nil {
 		return nil, err
 	}
-	return e.layers.Source(chain, o.chain), nil
+	src := e.layers.Source(chain, o.chain)
+	e.contexts.onClose(func() { src.Close() })
+	return src, nil
 }
 
 func (e *evaluator) baseChain(ctx context.Context, o *outcome) (*tree.Chain, []digest.Digest, error) {
