@@ -86,6 +86,8 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 		return &build.UsageError{Msg: err.Error()}
 	}
 	o.Progress = display
+	// A terminal that was stopped must not hold up the end of a build that was told to stop.
+	defer context.AfterFunc(ctx, display.Unblock)()
 	res, err := build.Run(ctx, o)
 	if cerr := display.Close(); err == nil && cerr != nil && !errors.Is(cerr, os.ErrClosed) {
 		err = fmt.Errorf("show progress: %w", cerr)

@@ -306,7 +306,7 @@ func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
 // that equal steps within one such build run once; their records are told apart by time.
 func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, id progress.ID) (func(), error) {
 	unlock, err := e.store.Lock(ctx, "step-"+k.String(), func(holder string) {
-		e.emit(progress.Waiting{ID: id, Holder: holder, Time: time.Now()})
+		e.emit(progress.Waiting{ID: id, Name: step.Name, Holder: holder, Time: time.Now()})
 	})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

@@ -98,13 +98,41 @@ type (
 type inside struct {
 	store  *store.Store
 	layers *snapshot.Layers
+
+	sweeping sync.WaitGroup
+	stop     context.CancelFunc
 }
 
 func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error) {
 	if n.store == nil {
 		return nil, nil
 	}
+	n.stop()
+	n.sweeping.Wait()
 	return nil, n.store.Close()
+}
+
+// sweep takes away, beside the steps, what builds that were killed left in the store: directories of this id map can be
+// removed by nobody but a holder.
+func (n *inside) sweep(kind string) {
+	var ctx context.Context
+	ctx, n.stop = context.WithCancel(context.Background())
+	n.sweeping.Go(func() {
+		_ = n.store.Sweep(ctx, func(ctx context.Context, idKind string, paths []string) error {
+			if idKind != kind {
+				return nil
+			}
+			for _, p := range paths {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if err := os.RemoveAll(p); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
 }
 
 func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (any, error) {
@@ -112,11 +140,12 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err := json.Unmarshal(in, &req); err != nil {
 		return nil, err
 	}
-	st, err := store.Open(req.Root, store.Options{})
+	st, err := store.Open(req.Root, storeOptions(req.Root))
 	if err != nil {
 		return nil, err
 	}
 	n.store, n.layers = st, snapshot.New(st, snapshot.Options{IDKind: req.Kind})
+	n.sweep(req.Kind)
 	return nil, nil
 }
 

@@ -58,7 +58,7 @@ type session struct {
 
 // openStore opens the store the way every command does.
 func openStore(o StoreOptions) (*store.Store, error) {
-	st, err := store.Open(o.Root, store.Options{})
+	st, err := store.Open(o.Root, storeOptions(o.Root))
 	if err != nil {
 		return nil, &EnvironmentError{Err: err}
 	}

@@ -69,6 +69,10 @@ func FindDockerfile(dir, named string, stdin io.Reader) (*Dockerfile, error) {
 			return readNamed(dir, named, path)
 		}
 	}
+	// As in BuildKit, where the default name is spelled out the lower-case one will do.
+	if lower := filepath.Join(filepath.Dir(named), "dockerfile"); filepath.Base(named) == "Dockerfile" && exists(lower) {
+		return readNamed(dir, lower, lower)
+	}
 	return nil, &NoDockerfileError{Dir: dir, Named: named, Like: lookalikes(filepath.Dir(named), filepath.Dir(named), named)}
 }
 

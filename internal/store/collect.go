@@ -71,6 +71,23 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (*CollectStats, e
 	return c.stats, nil
 }
 
+// Sweep is the part of Collect that takes away what dead processes left, cheap enough to be done beside any build.
+// removeLocal is CollectOptions.RemoveLocal. When somebody collects already, it does nothing.
+func (s *Store) Sweep(ctx context.Context, removeLocal func(ctx context.Context, idKind string, paths []string) error) error {
+	unlock, ok, err := s.TryLock(collectLock)
+	if err != nil || !ok {
+		return err
+	}
+	defer unlock()
+	if err := s.recoverTrash(); err != nil {
+		return err
+	}
+	if _, err := s.sweep(); err != nil {
+		return err
+	}
+	return s.emptyLocalTrash(ctx, removeLocal)
+}
+
 // collection is one run of Collect. It holds the collect lock throughout.
 type collection struct {
 	s     *Store
