@@ -252,8 +252,9 @@ func (p *plan) unpack(ctx context.Context, a *archive) error {
 func (u *unpacking) add(h *tar.Header) error {
 	name := tree.Clean(h.Name)
 	if name == "" {
-		if h.Typeflag == tar.TypeDir {
-			return nil // the destination keeps its metadata
+		if h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeReg && h.Size == 0 {
+			// The destination keeps its metadata. Some archives begin with an empty file without a name, which says nothing.
+			return nil
 		}
 		return errors.New("an entry without a name")
 	}

@@ -24,7 +24,7 @@ import (
 
 // defaultView is what the local store and every output without attributes of its own gets.
 func (s *session) defaultView() view {
-	return view{compression: snapshot.Compression{Kind: snapshot.Gzip}, epoch: s.epoch}
+	return view{compression: snapshot.Compression{Kind: snapshot.Gzip, DropPlain: true}, epoch: s.epoch}
 }
 
 // viewOf reads the attributes of one output.

@@ -144,7 +144,11 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err != nil {
 		return nil, err
 	}
-	n.store, n.layers = st, snapshot.New(st, snapshot.Options{IDKind: req.Kind})
+	lease, err := st.Lease()
+	if err != nil {
+		return nil, err
+	}
+	n.store, n.layers = st, snapshot.New(st, snapshot.Options{IDKind: req.Kind, Lease: lease})
 	n.sweep(req.Kind)
 	return nil, nil
 }
