@@ -14,7 +14,6 @@ import (
 	"build/cache"
 	"build/dag"
 	"build/internal/progress"
-	"build/internal/store"
 )
 
 // outcome is what a step stands for once it has been evaluated: a chain of layers, bottom first.
@@ -240,13 +239,8 @@ func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
 	if step.NoCache && rec.Created.Before(e.began) {
 		return nil
 	}
-	for _, d := range rec.Layers {
-		if !e.obtainable(d) {
-			return nil
-		}
-	}
-	for _, d := range rec.Layers {
-		if err := e.lease.Add(store.KindLayer, d.Encoded()); err != nil {
+	for _, d := range rec.Layers { // lease first, then look
+		if err := e.leaseLayer(d); err != nil || !e.obtainable(d) {
 			return nil
 		}
 	}

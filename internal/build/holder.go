@@ -97,6 +97,7 @@ type (
 // inside is the holder's side: the same store, opened in the process that owns the ids of what lies in local/.
 type inside struct {
 	store  *store.Store
+	lease  *store.Lease
 	layers *snapshot.Layers
 
 	sweeping sync.WaitGroup
@@ -109,7 +110,7 @@ func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error
 	}
 	n.stop()
 	n.sweeping.Wait()
-	return nil, n.store.Close()
+	return nil, errors.Join(n.lease.Close(), n.store.Close())
 }
 
 // sweep takes away, beside the steps, what builds that were killed left in the store: directories of this id map can be
@@ -148,7 +149,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err != nil {
 		return nil, err
 	}
-	n.store, n.layers = st, snapshot.New(st, snapshot.Options{IDKind: req.Kind, Lease: lease})
+	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: req.Kind, Lease: lease})
 	n.sweep(req.Kind)
 	return nil, nil
 }

@@ -255,7 +255,7 @@ func (s *session) keepImage(ref string, img *registry.Image, want ocispec.Platfo
 // offerImage hands an image to the graph and tells the fetcher where its layers are, if they are anywhere but here.
 func (s *session) offerImage(img *registry.Image, open blobSource) (dag.Resolved, error) {
 	for i, d := range img.DiffIDs {
-		if err := s.lease.Add(store.KindLayer, d.Encoded()); err != nil {
+		if err := s.leaseLayer(d); err != nil {
 			return dag.Resolved{}, err
 		}
 		if open != nil {

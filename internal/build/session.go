@@ -107,6 +107,9 @@ func (s *session) close() {
 	s.store.Close()
 }
 
+// leaseLayer keeps a layer from being collected while this build lasts. Its name is that of its notes in the store.
+func (s *session) leaseLayer(d digest.Digest) error { return s.lease.Add(store.KindLayer, d.String()) }
+
 // fail ends the build with err as its cause, unless something else failed first.
 func (s *session) fail(err error) { s.cancel(err) }
 

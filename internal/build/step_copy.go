@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"build/dag"
-	"build/internal/store"
 	"build/internal/tree"
 	"build/snapshot"
 )
@@ -123,7 +122,7 @@ func (e *evaluator) writeLayer(ctx context.Context, fill func(*snapshot.Writer) 
 	if err != nil {
 		return "", err
 	}
-	return l.DiffID, e.lease.Add(store.KindLayer, l.DiffID.Encoded())
+	return l.DiffID, e.leaseLayer(l.DiffID)
 }
 
 // mkdir writes the layer of a WORKDIR.

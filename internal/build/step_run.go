@@ -15,7 +15,6 @@ import (
 	"build/dag"
 	"build/executor"
 	"build/internal/progress"
-	"build/internal/store"
 )
 
 // canRun refuses a RUN that cannot be carried out here, before anything is fetched for it.
@@ -61,7 +60,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", e.stepFailed(step, op, fromHolder(err), logs)
 	}
-	return resp.DiffID, e.lease.Add(store.KindLayer, resp.DiffID.Encoded())
+	return resp.DiffID, e.leaseLayer(resp.DiffID)
 }
 
 // stepFailed tells a command that failed from a sandbox that could not be made.
