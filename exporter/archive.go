@@ -27,8 +27,8 @@ func OCITar(ctx context.Context, w io.Writer, imgs []Image) error {
 // DockerTar writes one image as an archive that docker load and podman load accept: an OCI layout with the manifest.json
 // of docker save beside it.
 func DockerTar(ctx context.Context, w io.Writer, imgs []Image) error {
-	if len(imgs) != 1 {
-		return fmt.Errorf("a docker archive holds one image, not %d; use an OCI layout for several platforms", len(imgs))
+	if n := len(imgs); n != 1 || len(imgs[0].Children) > 0 {
+		return errors.New("a docker archive holds the image of one platform: use type=oci for several")
 	}
 	parts, err := layoutParts(imgs)
 	if err != nil {
@@ -115,18 +115,32 @@ func blobParts(imgs []Image) ([]part, error) {
 			parts = append(parts, p)
 		}
 	}
-	for i := range imgs {
-		im := &imgs[i]
-		if err := im.check(); err != nil {
-			return nil, err
-		}
+	var image func(im *Image) error
+	image = func(im *Image) error {
 		add(part{data: im.Manifest}, im.Digest())
+		for i := range im.Children {
+			if err := image(&im.Children[i]); err != nil {
+				return err
+			}
+		}
+		if len(im.Children) > 0 {
+			return nil
+		}
 		add(part{data: im.Config}, im.ConfigDigest())
 		for n, l := range im.Layers {
 			if l.Open == nil {
-				return nil, fmt.Errorf("layer %d (%s) cannot be read", n+1, l.Digest)
+				return fmt.Errorf("layer %d (%s) cannot be read", n+1, l.Digest)
 			}
 			add(part{desc: l.Descriptor, open: l.Open}, l.Digest)
+		}
+		return nil
+	}
+	for i := range imgs {
+		if err := imgs[i].check(); err != nil {
+			return nil, err
+		}
+		if err := image(&imgs[i]); err != nil {
+			return nil, err
 		}
 	}
 	return parts, nil

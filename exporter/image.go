@@ -12,11 +12,13 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Media types of Docker's formats; OCI's are in ocispec.
 const (
+	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 	dockerLayer        = "application/vnd.docker.image.rootfs.diff.tar"
@@ -45,6 +47,28 @@ type Image struct {
 	Names       []string // tags, in any spelling docker accepts
 	Platform    ocispec.Platform
 	Annotations map[string]string // of the manifest's descriptor in an index
+	// Children are the images of an index, one for each platform. Manifest is then the index; Config and Layers are empty.
+	Children []Image
+}
+
+// AssembleIndex makes the index that unites images of several platforms, in the order given.
+func AssembleIndex(children []Image, annotations map[string]string, docker bool) (*Image, error) {
+	mediaType := ocispec.MediaTypeImageIndex
+	if docker {
+		mediaType = dockerManifestList
+	}
+	ix := ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: mediaType, Annotations: annotations,
+		Manifests: make([]ocispec.Descriptor, 0, len(children)),
+	}
+	for i := range children {
+		ix.Manifests = append(ix.Manifests, children[i].Descriptor())
+	}
+	raw, err := json.MarshalIndent(ix, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return &Image{Manifest: raw, MediaType: mediaType, Children: children}, nil
 }
 
 // Digest is the manifest's digest, which is the image's.
@@ -103,6 +127,9 @@ func (im *Image) entries() ([]ocispec.Descriptor, error) {
 }
 
 func (im *Image) created() (*time.Time, error) {
+	if len(im.Children) > 0 {
+		return im.Children[0].created()
+	}
 	var c struct {
 		Created *time.Time `json:"created"`
 	}
@@ -145,6 +172,9 @@ func refName(named reference.Named) string {
 
 // check finds images that contradict themselves before anything is written.
 func (im *Image) check() error {
+	if len(im.Children) > 0 {
+		return im.checkIndex()
+	}
 	var m ocispec.Manifest
 	if err := json.Unmarshal(im.Manifest, &m); err != nil {
 		return fmt.Errorf("reading the manifest: %w", err)
@@ -161,6 +191,25 @@ func (im *Image) check() error {
 		}
 		if err := l.Digest.Validate(); err != nil {
 			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (im *Image) checkIndex() error {
+	var ix ocispec.Index
+	if err := json.Unmarshal(im.Manifest, &ix); err != nil {
+		return fmt.Errorf("reading the index: %w", err)
+	}
+	if len(ix.Manifests) != len(im.Children) {
+		return fmt.Errorf("the index lists %d images, and there are %d", len(ix.Manifests), len(im.Children))
+	}
+	for i := range im.Children {
+		if ix.Manifests[i].Digest != im.Children[i].Digest() {
+			return fmt.Errorf("image %d is %s in the index, and really %s", i+1, ix.Manifests[i].Digest, im.Children[i].Digest())
+		}
+		if err := im.Children[i].check(); err != nil {
+			return err
 		}
 	}
 	return nil

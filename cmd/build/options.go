@@ -145,15 +145,16 @@ func (f *buildFlags) fillPlatform(a *app, o *build.Options) error {
 	for _, p := range given {
 		list = append(list, strings.Split(p, ",")...)
 	}
-	if len(list) > 1 {
-		return usagef("--platform %s: several platforms in one build are %s", strings.Join(list, ","), notYet)
-	}
+	seen := map[string]bool{}
 	for _, s := range list {
 		p, err := parsePlatform(strings.TrimSpace(s))
 		if err != nil {
 			return usagef("invalid --platform %q: %v", s, err)
 		}
-		o.Platforms = append(o.Platforms, p)
+		if name := platforms.FormatAll(p); !seen[name] {
+			seen[name] = true
+			o.Platforms = append(o.Platforms, p)
+		}
 	}
 	return nil
 }

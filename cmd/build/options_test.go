@@ -64,8 +64,6 @@ func TestWrongValues(t *testing.T) {
 	}
 	for _, tc := range []struct{ args, want string }{
 		{"--pull=sometimes .", "always, missing and never"},
-		{"--platform linux/amd64,linux/arm64 .", notYet},
-		{"--platform linux/amd64 --platform linux/arm64 .", notYet},
 		{"--platform l!nux .", "invalid --platform"},
 		{"--network bridge .", "default, host and none"},
 		{"--add-host nonsense .", "NAME:ADDRESS"},

@@ -63,8 +63,10 @@ func (o *Options) fill() {
 
 // check refuses what cannot work before anything is done.
 func (o *Options) check() error {
-	if len(o.Platforms) > 1 {
-		return &UsageError{Msg: "building for several platforms in one run is not supported yet", Hint: "run build once for each --platform"}
+	for _, out := range o.Outputs {
+		if len(o.Platforms) > 1 && out.Type == OutputDocker {
+			return &UsageError{Msg: "a docker archive holds the image of one platform", Hint: "use -o type=oci for several platforms"}
+		}
 	}
 	if o.Push && len(o.Tags) == 0 && len(o.Outputs) == 0 {
 		return &UsageError{Msg: "--push needs a name to push to", Hint: "add -t REGISTRY/NAME:TAG"}
@@ -92,28 +94,22 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	graph, err := s.lower(ctx, file)
+	products, err := s.lowerAll(ctx, file)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.preflight(graph); err != nil {
-		return nil, err
-	}
-	s.epoch = graph.Epoch
+	s.epoch = products[0].graph.Epoch
 	s.planOutputs()
-	ev := newEvaluator(ctx, s, graph)
-	defer ev.drain()
-	s.fetches.show(graph)
-	out := &outcome{}
-	if graph.Target >= 0 {
-		if out, err = ev.eval(ctx, graph.Target); err != nil {
-			return nil, err
-		}
+	for _, p := range products {
+		p.ev = newEvaluator(ctx, s, p.graph, p.platform)
+		defer p.ev.drain()
+		s.fetches.show(p.ev)
 	}
-	if err := ev.bg.Wait(); err != nil {
+	err = each(ctx, products, func(ctx context.Context, p *product) error { return p.make(ctx) })
+	if err != nil {
 		return nil, err
 	}
-	res, err := s.export(ctx, graph, out)
+	res, err := s.export(ctx, products)
 	if err != nil {
 		return nil, err
 	}
@@ -121,17 +117,58 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	return res, nil
 }
 
+// product is what a build makes for one platform.
+type product struct {
+	platform string // "" when the build is for one
+	graph    *dag.Graph
+	ev       *evaluator
+	out      *outcome
+}
+
+func (p *product) make(ctx context.Context) (err error) {
+	p.out = &outcome{}
+	if p.graph.Target >= 0 {
+		if p.out, err = p.ev.eval(ctx, p.graph.Target); err != nil {
+			return err
+		}
+	}
+	return p.ev.bg.Wait()
+}
+
+// lowerAll makes a graph for every platform, in parallel. What does not depend on the platform has the same keys in all
+// of them and is done once.
+func (s *session) lowerAll(ctx context.Context, f *parser.File) ([]*product, error) {
+	var products []*product
+	for _, p := range s.opts.Platforms {
+		products = append(products, &product{platform: platformString(p)})
+	}
+	if len(products) < 2 {
+		products = []*product{{}}
+	}
+	err := each(ctx, indices(len(products)), func(ctx context.Context, i int) (err error) {
+		p := products[i]
+		if p.graph, err = s.lower(ctx, f, i); err != nil {
+			return err
+		}
+		return s.preflight(p.graph)
+	})
+	return products, err
+}
+
 // lower turns the file into a graph. What it needs to know of images is looked up in parallel until it asks no more:
 // a trigger in one image may name another.
-func (s *session) lower(ctx context.Context, f *parser.File) (*dag.Graph, error) {
+func (s *session) lower(ctx context.Context, f *parser.File, platform int) (*dag.Graph, error) {
 	have := map[dag.NeedKey]dag.Resolved{}
 	for {
-		g, needs, err := dag.Lower(f, s.dagOptions(), have)
+		g, needs, err := dag.Lower(f, s.dagOptions(platform), have)
 		if err != nil {
 			return nil, err
 		}
 		if len(needs) == 0 {
 			for _, w := range g.Warnings {
+				if platform > 0 {
+					break // the same as for the first
+				}
 				s.emit(progress.Warning{Text: w.Msg, Pos: w.Range.String()})
 			}
 			return g, nil
@@ -146,7 +183,7 @@ func (s *session) lower(ctx context.Context, f *parser.File) (*dag.Graph, error)
 	}
 }
 
-func (s *session) dagOptions() dag.Options {
+func (s *session) dagOptions(platform int) dag.Options {
 	o := s.opts
 	ctxs := map[string]string{}
 	for _, kv := range o.NamedContexts {
@@ -161,8 +198,9 @@ func (s *session) dagOptions() dag.Options {
 		Contexts: ctxs, NoCache: o.NoCache, Epoch: o.Epoch, Network: o.Network,
 	}
 	if len(o.Platforms) > 0 {
-		d.Platform = o.Platforms[0]
+		d.Platform = o.Platforms[platform]
 	}
+	d.MultiPlatform = len(o.Platforms) > 1
 	return d
 }
 

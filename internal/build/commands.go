@@ -47,7 +47,7 @@ func Images(_ context.Context, o StoreOptions) ([]ImageRow, error) {
 			Name: familiar(ref), Digest: n.Descriptor.Digest.String(), Platform: n.Platform,
 			Origin: string(n.Origin), Complete: n.Complete, Created: n.Time,
 		}
-		if img, err := readLocalImage(st, ref, n); err == nil {
+		if img, err := readLocalImage(st, ref, n, hostPlatform()); err == nil {
 			for _, l := range img.Manifest.Layers {
 				row.Size += l.Size
 			}
@@ -143,40 +143,81 @@ func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) 
 		return "", err
 	}
 	ref, _, _ := strings.Cut(key, " ")
-	img, err := readLocalImage(st, ref, n)
-	if err != nil {
-		return "", fmt.Errorf("image %s: %w", name, err)
-	}
-	client, layers := newClient(o), snapshot.New(st, snapshot.Options{})
-	var id progress.ID = 1
-	sink.Emit(progress.Started{ID: id, Name: "pushing " + familiar(ref), Time: time.Now()})
-	p := registry.PushImage{
-		ManifestRaw: img.ManifestRaw, MediaType: img.MediaType, Config: img.ConfigRaw,
-		Progress: func(d digest.Digest, n, total int64) {
-			sink.Emit(progress.Transfer{ID: id, Key: d.String(), Label: "pushing " + d.String(), Current: n, Total: total, Done: n == total, Time: time.Now()})
-		},
-	}
-	for i, l := range img.Manifest.Layers {
-		pl := registry.PushLayer{Desc: l}
-		blobs, err := layers.Blobs(img.DiffIDs[i])
-		if err != nil {
-			return "", err
-		}
-		for _, b := range blobs {
-			if b.Digest == l.Digest {
-				pl.MountFrom = append(pl.MountFrom, b.Repos...)
-			}
-		}
-		pl.Open = storedOrRemote(st, client, l, pl.MountFrom)
-		p.Layers = append(p.Layers, pl)
-	}
-	err = client.Push(ctx, ref, p)
-	done := progress.Done{ID: id, Time: time.Now()}
+	p := &pusher{st: st, client: newClient(o), layers: snapshot.New(st, snapshot.Options{}), sink: sink, id: 1}
+	sink.Emit(progress.Started{ID: p.id, Name: "pushing " + familiar(ref), Time: time.Now()})
+	err = p.push(ctx, ref, n.Descriptor)
+	done := progress.Done{ID: p.id, Time: time.Now()}
 	if err != nil {
 		done.Err = err.Error()
 	}
 	sink.Emit(done)
-	return img.Digest.String(), err
+	return n.Descriptor.Digest.String(), err
+}
+
+// pusher sends an image out of the store.
+type pusher struct {
+	st     *store.Store
+	client *registry.Client
+	layers *snapshot.Layers
+	sink   progress.Sink
+	id     progress.ID
+}
+
+// push sends the image, or every image of an index and then the index, to ref.
+func (p *pusher) push(ctx context.Context, ref string, d ocispec.Descriptor) error {
+	if !isIndex(d.MediaType) {
+		return p.pushImage(ctx, ref, d)
+	}
+	raw, err := readBlob(p.st, d.Digest, d.Size)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", familiar(ref), err)
+	}
+	var ix ocispec.Index
+	if err := json.Unmarshal(raw, &ix); err != nil {
+		return fmt.Errorf("image %s: %w", familiar(ref), err)
+	}
+	for _, m := range ix.Manifests {
+		if err := p.push(ctx, repoOf(ref)+"@"+m.Digest.String(), m); err != nil {
+			return err
+		}
+	}
+	return p.client.PushManifest(ctx, ref, d.MediaType, raw)
+}
+
+func (p *pusher) pushImage(ctx context.Context, ref string, d ocispec.Descriptor) error {
+	img, err := readLocalImage(p.st, ref, store.Name{Descriptor: d}, hostPlatform())
+	if err != nil {
+		return fmt.Errorf("image %s: %w", familiar(ref), err)
+	}
+	out := registry.PushImage{
+		ManifestRaw: img.ManifestRaw, MediaType: img.MediaType, Config: img.ConfigRaw,
+		Progress: func(d digest.Digest, n, total int64) {
+			p.sink.Emit(progress.Transfer{ID: p.id, Key: d.String(), Label: "pushing " + d.String(), Current: n, Total: total, Done: n == total, Time: time.Now()})
+		},
+	}
+	for i, l := range img.Manifest.Layers {
+		from, err := reposOf(p.layers, img.DiffIDs[i], l.Digest)
+		if err != nil {
+			return err
+		}
+		out.Layers = append(out.Layers, registry.PushLayer{Desc: l, MountFrom: from, Open: storedOrRemote(p.st, p.client, l, from)})
+	}
+	return p.client.Push(ctx, ref, out)
+}
+
+// reposOf lists the repositories that are known to have a blob of a layer.
+func reposOf(layers *snapshot.Layers, diffID, blob digest.Digest) ([]string, error) {
+	blobs, err := layers.Blobs(diffID)
+	if err != nil {
+		return nil, err
+	}
+	var repos []string
+	for _, b := range blobs {
+		if b.Digest == blob {
+			repos = append(repos, b.Repos...)
+		}
+	}
+	return repos, nil
 }
 
 // storedOrRemote opens a blob from the store, else from where it came.

@@ -29,13 +29,14 @@ type outcome struct {
 // at further up. A step is evaluated at most once in a build, whoever asks first.
 type evaluator struct {
 	*session
-	graph *dag.Graph
+	graph    *dag.Graph
+	platform string // "" in a build for one
 
 	mu    sync.Mutex
 	evals map[dag.ID]*future[*outcome]
 	keys  map[dag.ID]*future[*stepKey]
 	sels  map[dag.ID]*future[*selection]
-	turns map[cache.Key]chan struct{}
+	shown map[dag.ID]bool // as running or cached
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
@@ -76,15 +77,15 @@ func (f *future[T]) wait(ctx context.Context) (T, error) {
 	}
 }
 
-func newEvaluator(ctx context.Context, s *session, g *dag.Graph) *evaluator {
+func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string) *evaluator {
 	bg, bgCtx := errgroup.WithContext(ctx)
 	bg.SetLimit(s.jobs)
 	e := &evaluator{
-		session: s, graph: g,
+		session: s, graph: g, platform: platform,
 		evals: map[dag.ID]*future[*outcome]{},
 		keys:  map[dag.ID]*future[*stepKey]{},
 		sels:  map[dag.ID]*future[*selection]{},
-		turns: map[cache.Key]chan struct{}{},
+		shown: map[dag.ID]bool{},
 		final: map[dag.ID]bool{},
 		bg:    bg, bgCtx: bgCtx,
 	}
@@ -313,13 +314,13 @@ func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, i
 
 // alone lets one step of this build at a time work on a key: equal steps of several stages run once.
 func (e *evaluator) alone(ctx context.Context, k cache.Key) (leave func(), err error) {
-	e.mu.Lock()
+	e.vmu.Lock()
 	turn, ok := e.turns[k]
 	if !ok {
 		turn = make(chan struct{}, 1)
 		e.turns[k] = turn
 	}
-	e.mu.Unlock()
+	e.vmu.Unlock()
 	select {
 	case turn <- struct{}{}:
 		return func() { <-turn }, nil
@@ -362,6 +363,11 @@ func (e *evaluator) emitFrom(step *dag.Step) {
 	id, now := e.vertex(step), time.Now()
 	e.emit(progress.Started{ID: id, Name: step.Name, Time: now})
 	e.emit(progress.Done{ID: id, Time: now})
+}
+
+// vertex is the display's id of a step.
+func (e *evaluator) vertex(step *dag.Step) progress.ID {
+	return e.vertexNamed(fmt.Sprintf("step %d %s", step.ID, e.platform))
 }
 
 // isWork reports whether a step makes a layer, and so is one that runs or is cached.

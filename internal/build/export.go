@@ -13,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"build/dag"
 	"build/exporter"
 	"build/internal/progress"
 	"build/internal/registry"
@@ -77,7 +76,7 @@ func isImageOutput(t OutputType) bool {
 }
 
 // export hands the result to every output, the local store last but for its name, which comes when all else is done.
-func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Result, error) {
+func (s *session) export(ctx context.Context, products []*product) (*Result, error) {
 	res := &Result{}
 	var img *exporter.Image
 	for i := range s.opts.Outputs {
@@ -89,7 +88,7 @@ func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Resu
 	if s.wantBlobs {
 		err := s.task("exporting to image", func(id progress.ID) error {
 			var err error
-			if img, err = s.image(ctx, g, out, s.firstView()); err != nil {
+			if img, err = s.result(ctx, products, s.firstView()); err != nil {
 				return err
 			}
 			return s.storeImage(ctx, id, img, res)
@@ -101,7 +100,7 @@ func (s *session) export(ctx context.Context, g *dag.Graph, out *outcome) (*Resu
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.flush() }()
 	for i := range s.opts.Outputs {
-		if err := s.exportTo(ctx, g, out, &s.opts.Outputs[i], res); err != nil {
+		if err := s.exportTo(ctx, products, &s.opts.Outputs[i], res); err != nil {
 			return nil, err
 		}
 	}
@@ -143,14 +142,14 @@ func (s *session) firstView() view {
 
 // storeImage puts the image into the local store. The names come last, when everything they reach is complete.
 func (s *session) storeImage(ctx context.Context, id progress.ID, img *exporter.Image, res *Result) error {
-	for _, b := range [][]byte{img.Config, img.Manifest} {
-		if err := putBlob(s.store, b); err != nil {
-			return err
-		}
+	if err := s.putDocuments(img); err != nil {
+		return err
 	}
 	desc := ocispec.Descriptor{MediaType: img.MediaType, Digest: digest.FromBytes(img.Manifest), Size: int64(len(img.Manifest))}
 	res.Descriptor, res.Digest = desc, desc.Digest.String()
-	res.ConfigDigest = digest.FromBytes(img.Config).String()
+	if len(img.Children) == 0 {
+		res.ConfigDigest = img.ConfigDigest().String()
+	}
 	res.Names = s.opts.Tags
 	s.emit(progress.Message{ID: id, Text: "writing image " + res.Digest})
 	if len(s.opts.Tags) == 0 {
@@ -158,16 +157,53 @@ func (s *session) storeImage(ctx context.Context, id progress.ID, img *exporter.
 	}
 	complete := !s.onlyPushed()
 	if complete {
-		for _, l := range img.Layers {
-			if s.store.HasBlob(l.Digest, l.Size) {
-				continue
-			}
-			if err := s.fetches.blob(ctx, l.DiffID); err != nil {
-				return err
-			}
+		if err := s.completeImage(ctx, img); err != nil {
+			return err
 		}
 	}
-	return s.name(id, desc, complete, img.Platform)
+	return s.name(id, desc, complete, img)
+}
+
+// platformsOf names the platforms of a result, for people.
+func platformsOf(img *exporter.Image) string {
+	if len(img.Children) == 0 {
+		return platformString(img.Platform)
+	}
+	var all []string
+	for i := range img.Children {
+		all = append(all, platformString(img.Children[i].Platform))
+	}
+	return strings.Join(all, ",")
+}
+
+// putDocuments stores manifests and configurations.
+func (s *session) putDocuments(img *exporter.Image) error {
+	for i := range img.Children {
+		if err := s.putDocuments(&img.Children[i]); err != nil {
+			return err
+		}
+	}
+	if len(img.Children) == 0 {
+		if err := putBlob(s.store, img.Config); err != nil {
+			return err
+		}
+	}
+	return putBlob(s.store, img.Manifest)
+}
+
+// completeImage fetches the layers of the base that the store does not have.
+func (s *session) completeImage(ctx context.Context, img *exporter.Image) error {
+	if err := each(ctx, indices(len(img.Children)), func(ctx context.Context, i int) error {
+		return s.completeImage(ctx, &img.Children[i])
+	}); err != nil {
+		return err
+	}
+	return each(ctx, img.Layers, func(ctx context.Context, l exporter.Layer) error {
+		if s.store.HasBlob(l.Digest, l.Size) {
+			return nil
+		}
+		return s.fetches.blob(ctx, l.DiffID)
+	})
 }
 
 // onlyPushed reports whether the result only goes to a registry, so that blobs of the base need never come here.
@@ -183,16 +219,16 @@ func (s *session) onlyPushed() bool {
 	return true
 }
 
-func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, p ocispec.Platform) error {
+func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, img *exporter.Image) error {
 	for _, tag := range s.opts.Tags {
-		key := nameKey(tag, p)
+		key := nameKey(tag, img.Platform)
 		old, ok, err := s.store.Name(key)
 		if err != nil {
 			return err
 		}
 		if !ok || old.Descriptor.Digest != desc.Digest || old.Complete != complete || old.Origin != store.Built {
 			err := s.store.SetName(key, store.Name{
-				Descriptor: desc, Origin: store.Built, Time: time.Now(), Complete: complete, Platform: platformString(p),
+				Descriptor: desc, Origin: store.Built, Time: time.Now(), Complete: complete, Platform: platformsOf(img),
 			})
 			if err != nil {
 				return fmt.Errorf("name %s: %w", familiar(tag), err)
@@ -203,7 +239,7 @@ func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, p
 	return nil
 }
 
-func (s *session) exportTo(ctx context.Context, g *dag.Graph, out *outcome, o *Output, res *Result) error {
+func (s *session) exportTo(ctx context.Context, products []*product, o *Output, res *Result) error {
 	switch o.Type {
 	case OutputNone:
 		return nil
@@ -213,16 +249,16 @@ func (s *session) exportTo(ctx context.Context, g *dag.Graph, out *outcome, o *O
 		}
 		fallthrough
 	case OutputRegistry:
-		img, err := s.image(ctx, g, out, s.viewOf(o))
+		img, err := s.result(ctx, products, s.viewOf(o))
 		if err != nil {
 			return err
 		}
 		return s.pushAll(ctx, img, append(append([]string{}, s.opts.Tags...), o.Names...))
 	case OutputLocal, OutputTar:
-		return s.task("exporting to client "+describe(o.Type), func(progress.ID) error { return s.exportRootfs(ctx, out, o, res) })
+		return s.task("exporting to client "+describe(o.Type), func(progress.ID) error { return s.exportRootfs(ctx, products, o, res) })
 	}
 	return s.task("exporting to "+string(o.Type)+" image format", func(progress.ID) error {
-		img, err := s.image(ctx, g, out, s.viewOf(o))
+		img, err := s.result(ctx, products, s.viewOf(o))
 		if err != nil {
 			return err
 		}
@@ -257,8 +293,24 @@ func (s *session) exportArchive(ctx context.Context, img *exporter.Image, o *Out
 	})
 }
 
-// exportRootfs writes the tree of the result itself.
-func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res *Result) error {
+// exportRootfs writes the tree of the result itself; of several platforms, each into a directory of its own.
+func (s *session) exportRootfs(ctx context.Context, products []*product, o *Output, res *Result) error {
+	if len(products) > 1 && o.Type == OutputTar {
+		return &UsageError{Msg: "type=tar holds the files of one platform", Hint: "use type=local, which has a directory for each"}
+	}
+	for _, p := range products {
+		dest := o.Dest
+		if p.platform != "" {
+			dest = filepath.Join(dest, strings.ReplaceAll(p.platform, "/", "_"))
+		}
+		if err := s.exportTree(ctx, p.out, o, dest, res); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) exportTree(ctx context.Context, out *outcome, o *Output, dest string, res *Result) error {
 	if err := each(ctx, out.chain, s.fetches.layer); err != nil {
 		return err
 	}
@@ -269,13 +321,12 @@ func (s *session) exportRootfs(ctx context.Context, out *outcome, o *Output, res
 	src := s.layers.Source(chain, out.chain)
 	defer src.Close()
 	open := func(l tree.Located) (io.ReadCloser, error) { return src.Open(ctx, &l.Entry) }
+	opts := exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }}
 	if o.Type == OutputLocal {
-		res.Written = append(res.Written, o.Dest)
-		return exporter.Local(ctx, o.Dest, chain, open, exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }})
+		res.Written = append(res.Written, dest)
+		return exporter.Local(ctx, dest, chain, open, opts)
 	}
-	return s.writeTo(o, res, func(w io.Writer) error {
-		return exporter.Tar(ctx, w, chain, open, exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }})
-	})
+	return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, chain, open, opts) })
 }
 
 // checkDest finds out before anything is exported whether an output's destination can be written.
@@ -346,6 +397,15 @@ func (s *session) pushAll(ctx context.Context, img *exporter.Image, names []stri
 }
 
 func (s *session) push(ctx context.Context, id progress.ID, ref string, img *exporter.Image) error {
+	if len(img.Children) > 0 {
+		for i := range img.Children {
+			child := repoOf(ref) + "@" + img.Children[i].Digest().String()
+			if err := s.push(ctx, id, child, &img.Children[i]); err != nil {
+				return err
+			}
+		}
+		return s.client.PushManifest(ctx, ref, img.MediaType, img.Manifest)
+	}
 	p := registry.PushImage{
 		ManifestRaw: img.Manifest, MediaType: img.MediaType, Config: img.Config,
 		Progress: func(d digest.Digest, n, total int64) {
@@ -353,17 +413,11 @@ func (s *session) push(ctx context.Context, id progress.ID, ref string, img *exp
 		},
 	}
 	for _, l := range img.Layers {
-		pl := registry.PushLayer{Desc: l.Descriptor, Open: l.Open}
-		blobs, err := s.layers.Blobs(l.DiffID)
+		from, err := reposOf(s.layers, l.DiffID, l.Digest)
 		if err != nil {
 			return err
 		}
-		for _, b := range blobs {
-			if b.Digest == l.Digest {
-				pl.MountFrom = append(pl.MountFrom, b.Repos...)
-			}
-		}
-		p.Layers = append(p.Layers, pl)
+		p.Layers = append(p.Layers, registry.PushLayer{Desc: l.Descriptor, Open: l.Open, MountFrom: from})
 	}
 	return s.client.Push(ctx, ref, p)
 }

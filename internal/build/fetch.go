@@ -31,8 +31,8 @@ type fetches struct {
 
 	mu      sync.Mutex
 	flying  map[digest.Digest]*future[struct{}]
-	from    map[digest.Digest]*dag.Step // by diffID: the FROM it belongs to
-	offered map[digest.Digest]offer     // by diffID: what FROM images of this build say about where a layer can be had
+	from    map[digest.Digest]shown // by diffID: the FROM it belongs to
+	offered map[digest.Digest]offer // by diffID: what FROM images of this build say about where a layer can be had
 }
 
 type offer struct {
@@ -43,7 +43,7 @@ type offer struct {
 func newFetches(s *session) *fetches {
 	return &fetches{
 		s: s, slot: semaphore.NewWeighted(parallelFetches),
-		flying: map[digest.Digest]*future[struct{}]{}, offered: map[digest.Digest]offer{}, from: map[digest.Digest]*dag.Step{},
+		flying: map[digest.Digest]*future[struct{}]{}, offered: map[digest.Digest]offer{}, from: map[digest.Digest]shown{},
 	}
 }
 
@@ -169,24 +169,31 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, 
 func (f *fetches) shownUnder(diffID digest.Digest) (progress.ID, string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if step, ok := f.from[diffID]; ok {
-		return f.s.vertex(step), step.Name
+	if v, ok := f.from[diffID]; ok {
+		return v.id, v.name
 	}
 	const other = "fetching layers"
 	return f.s.vertexNamed(other), other
 }
 
 // show lets the fetches of an image's layers appear under the FROM that names it.
-func (f *fetches) show(g *dag.Graph) {
+func (f *fetches) show(e *evaluator) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range g.Steps {
-		if op, ok := g.Steps[i].Op.(dag.Image); ok {
+	for i := range e.graph.Steps {
+		step := &e.graph.Steps[i]
+		if op, ok := step.Op.(dag.Image); ok {
 			for _, d := range op.DiffIDs {
-				f.from[d] = &g.Steps[i]
+				f.from[d] = shown{e.vertex(step), step.Name}
 			}
 		}
 	}
+}
+
+// shown is a vertex of the display.
+type shown struct {
+	id   progress.ID
+	name string
 }
 
 // transferReader reports what passes through it.

@@ -396,8 +396,8 @@ func (r *recorder) ran() []string {
 	defer r.mu.Unlock()
 	var out []string
 	for _, name := range r.done {
-		_, instr, ok := strings.Cut(name, "] ")
-		if ok && !strings.HasPrefix(name, "[internal]") && !strings.HasPrefix(instr, "FROM ") {
+		_, instr, _ := strings.Cut(name, "] ")
+		if word, _, _ := strings.Cut(instr, " "); slices.Contains([]string{"RUN", "COPY", "ADD", "WORKDIR"}, word) {
 			out = append(out, instr)
 		}
 	}

@@ -24,7 +24,30 @@ type view struct {
 	annotations map[string]string
 }
 
-// image puts a result together: the layers in the form the view wants, the configuration and the manifest.
+// result puts together what the build made: an image, or an index of several.
+func (s *session) result(ctx context.Context, products []*product, v view) (*exporter.Image, error) {
+	images := make([]exporter.Image, len(products))
+	err := each(ctx, indices(len(products)), func(ctx context.Context, i int) error {
+		img, err := s.image(ctx, products[i].graph, products[i].out, v)
+		if err == nil {
+			images[i] = *img
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &images[0]
+	if len(images) > 1 {
+		if out, err = exporter.AssembleIndex(images, nil, v.docker); err != nil {
+			return nil, err
+		}
+	}
+	out.Names = slices.Clone(s.opts.Tags)
+	return out, nil
+}
+
+// image puts a result for one platform together: the layers in the form the view wants, the configuration and the manifest.
 func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view) (*exporter.Image, error) {
 	layers := make([]exporter.Layer, len(out.chain))
 	err := each(ctx, indices(len(out.chain)), func(ctx context.Context, i int) error {
@@ -39,14 +62,9 @@ func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view)
 	if err != nil {
 		return nil, err
 	}
-	img, err := exporter.Assemble(cfg, layers, exporter.AssembleOptions{
+	return exporter.Assemble(cfg, layers, exporter.AssembleOptions{
 		Docker: v.docker, Annotations: v.annotations, Epoch: v.epoch, LayerTimes: times, BaseHistory: baseHistory(g),
 	})
-	if err != nil {
-		return nil, err
-	}
-	img.Names = slices.Clone(s.opts.Tags)
-	return img, nil
 }
 
 // imageLayer finds or makes the blob of one layer. Layers of a base keep the blob they came with.

@@ -161,7 +161,7 @@ func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, er
 		if !ok {
 			continue
 		}
-		img, err := readLocalImage(s.store, ref, n)
+		img, err := readLocalImage(s.store, ref, n, want)
 		if err != nil {
 			continue // a manifest that is gone or damaged reads as an image that is not here
 		}
@@ -176,19 +176,25 @@ func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, er
 	return nil, nil
 }
 
-// nameKey is the name an image for one platform is kept under: the host's platform has the plain one.
+// nameKey is the name an image for one platform is kept under: the host's platform has the plain one, and so has an index.
 func nameKey(ref string, p ocispec.Platform) string {
-	if platforms.Only(hostPlatform()).Match(p) {
+	if p.OS == "" || platforms.Only(hostPlatform()).Match(p) {
 		return ref
 	}
 	return ref + " " + platformString(p)
 }
 
 // readLocalImage reads manifest and configuration of a named image out of the store.
-func readLocalImage(st *store.Store, ref string, n store.Name) (*registry.Image, error) {
+func readLocalImage(st *store.Store, ref string, n store.Name, want ocispec.Platform) (*registry.Image, error) {
 	raw, err := readBlob(st, n.Descriptor.Digest, n.Descriptor.Size)
 	if err != nil {
 		return nil, err
+	}
+	if isIndex(n.Descriptor.MediaType) {
+		if n.Descriptor, err = pickFrom(raw, want); err != nil {
+			return nil, err
+		}
+		return readLocalImage(st, ref, n, want)
 	}
 	img := &registry.Image{Ref: ref, Repo: repoOf(ref), Digest: n.Descriptor.Digest, ManifestRaw: raw, MediaType: n.Descriptor.MediaType}
 	if err := json.Unmarshal(raw, &img.Manifest); err != nil {
@@ -205,6 +211,33 @@ func readLocalImage(st *store.Store, ref string, n store.Name) (*registry.Image,
 		return nil, fmt.Errorf("%s: the manifest lists %d layers and the configuration %d", ref, len(img.Manifest.Layers), len(img.DiffIDs))
 	}
 	return img, nil
+}
+
+func isIndex(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageIndex || mediaType == "application/vnd.docker.distribution.manifest.list.v2+json"
+}
+
+// pickFrom chooses the manifest for a platform from an index made here, whose entries are manifests.
+func pickFrom(raw []byte, want ocispec.Platform) (ocispec.Descriptor, error) {
+	var ix ocispec.Index
+	if err := json.Unmarshal(raw, &ix); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("index: %w", err)
+	}
+	match := platforms.Only(want)
+	var best *ocispec.Descriptor
+	for i := range ix.Manifests {
+		d := &ix.Manifests[i]
+		if d.Platform == nil || isIndex(d.MediaType) || !match.Match(*d.Platform) {
+			continue
+		}
+		if best == nil || match.Less(*d.Platform, *best.Platform) {
+			best = d
+		}
+	}
+	if best == nil {
+		return ocispec.Descriptor{}, fmt.Errorf("the index has no image for %s", platformString(want))
+	}
+	return *best, nil
 }
 
 func (s *session) offerLocal(l *localImage) (dag.Resolved, error) {

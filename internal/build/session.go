@@ -49,7 +49,7 @@ type session struct {
 	vmu      sync.Mutex
 	vertices map[string]progress.ID
 	lastID   progress.ID
-	shown    map[dag.ID]bool
+	turns    map[cache.Key]chan struct{} // steps being worked on by this build, for whatever platform
 
 	dockerfile []byte // its text, for error messages
 	tallies    struct{ cached, ran int }
@@ -89,7 +89,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 		plan: plan, planEr: planErr,
 		layers:   snapshot.New(st, snapshot.Options{IDKind: plan.Kind, Lease: lease}),
 		cancel:   cancel,
-		vertices: map[string]progress.ID{}, shown: map[dag.ID]bool{},
+		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}
 	if s.jobs <= 0 {
 		s.jobs = runtime.GOMAXPROCS(0) // follows the cgroup's CPU limit since Go 1.25
@@ -133,10 +133,6 @@ func (s *session) newVertex() progress.ID {
 	defer s.vmu.Unlock()
 	s.lastID++
 	return s.lastID
-}
-
-func (s *session) vertex(step *dag.Step) progress.ID {
-	return s.vertexNamed(fmt.Sprintf("step %d", step.ID))
 }
 
 // task shows f as one vertex that starts and ends.

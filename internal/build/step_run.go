@@ -30,12 +30,6 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 			return &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
 		}
 	}
-	if !runsHere(step.Platform) {
-		return &UsageError{
-			Msg:  fmt.Sprintf("RUN for %s cannot be executed on %s: emulation is not supported yet", platformString(step.Platform), platformString(hostPlatform())),
-			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on that platform",
-		}
-	}
 	return nil
 }
 
@@ -63,11 +57,21 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	return resp.DiffID, e.leaseLayer(resp.DiffID)
 }
 
+// cannotExecute is the exit code of a program that is there and that the kernel does not execute.
+const cannotExecute = 126
+
 // stepFailed tells a command that failed from a sandbox that could not be made.
 func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog) error {
 	var x *executor.ExitError
 	if !errors.As(err, &x) {
 		return err
+	}
+	if x.Code == cannotExecute && !runsHere(step.Platform) {
+		// An image may claim another platform and still hold programs of this one, so the kernel has the last word.
+		return &EnvironmentError{
+			Err:  fmt.Errorf("RUN for %s cannot be executed on %s: %s", platformString(step.Platform), platformString(hostPlatform()), x.Msg),
+			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on that platform",
+		}
 	}
 	return &StepError{
 		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,

@@ -1,0 +1,137 @@
+package build
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/testenv"
+)
+
+// lyingLayout is busybox with a configuration that gives its layer another diffID.
+func (w *world) lyingLayout(t testing.TB) string {
+	t.Helper()
+	dir := w.tmp + "/lying"
+	must(t, os.CopyFS(dir, os.DirFS(testenv.Base(t, "busybox"))))
+	load := func(d digest.Digest, v any) {
+		t.Helper()
+		b, err := os.ReadFile(dir + "/blobs/sha256/" + d.Encoded())
+		must(t, err)
+		must(t, json.Unmarshal(b, v))
+	}
+	save := func(v any) ocispec.Descriptor {
+		t.Helper()
+		b, err := json.Marshal(v)
+		must(t, err)
+		d := digest.FromBytes(b)
+		must(t, os.WriteFile(dir+"/blobs/sha256/"+d.Encoded(), b, 0o644))
+		return ocispec.Descriptor{Digest: d, Size: int64(len(b))}
+	}
+	var index ocispec.Index
+	b, err := os.ReadFile(dir + "/index.json")
+	must(t, err)
+	must(t, json.Unmarshal(b, &index))
+	var m ocispec.Manifest
+	load(index.Manifests[0].Digest, &m)
+	var cfg ocispec.Image
+	load(m.Config.Digest, &cfg)
+	cfg.RootFS.DiffIDs[0] = digest.FromString("something else")
+	c := save(cfg)
+	m.Config.Digest, m.Config.Size = c.Digest, c.Size
+	x := save(m)
+	index.Manifests[0].Digest, index.Manifests[0].Size = x.Digest, x.Size
+	b, err = json.Marshal(index)
+	must(t, err)
+	must(t, os.WriteFile(dir+"/index.json", b, 0o644))
+	return dir
+}
+
+// archive is an OCI archive with every digest in it verified.
+type archive struct {
+	manifest ocispec.Manifest
+	config   ocispec.Image
+	digest   digest.Digest
+	file     string
+	offsets  map[digest.Digest][2]int64
+}
+
+// readArchive reads an OCI archive and checks that everything in it is what its name says.
+func readArchive(t testing.TB, file string) *archive {
+	t.Helper()
+	a := &archive{file: file, offsets: map[digest.Digest][2]int64{}}
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	var index ocispec.Index
+	small := map[digest.Digest][]byte{}
+	tr := tar.NewReader(f)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		must(t, err)
+		if h.Name == "index.json" {
+			must(t, json.NewDecoder(tr).Decode(&index))
+			continue
+		}
+		const prefix = "blobs/sha256/"
+		if h.Typeflag != tar.TypeReg || len(h.Name) != len(prefix)+64 {
+			continue
+		}
+		d := digest.NewDigestFromEncoded(digest.SHA256, h.Name[len(prefix):])
+		at, err := f.Seek(0, io.SeekCurrent)
+		must(t, err)
+		a.offsets[d] = [2]int64{at, h.Size}
+		v := d.Verifier()
+		if h.Size < 1<<20 {
+			b, err := io.ReadAll(tr)
+			must(t, err)
+			small[d] = b
+			_, _ = v.Write(b)
+		} else if _, err := io.Copy(v, tr); err != nil {
+			t.Fatal(err)
+		}
+		if !v.Verified() {
+			t.Errorf("%s: blob %s is not what its name says", file, d)
+		}
+	}
+	if len(index.Manifests) != 1 {
+		t.Fatalf("%s: %d manifests", file, len(index.Manifests))
+	}
+	a.digest = index.Manifests[0].Digest
+	must(t, json.Unmarshal(small[a.digest], &a.manifest))
+	must(t, json.Unmarshal(small[a.manifest.Config.Digest], &a.config))
+	for i, l := range a.manifest.Layers {
+		if size, ok := a.offsets[l.Digest]; !ok || size[1] != l.Size {
+			t.Fatalf("%s: layer %d is missing or has another size", file, i)
+		}
+		r, done := a.layer(t, i)
+		v := a.config.RootFS.DiffIDs[i].Verifier()
+		_, err := io.Copy(v, r)
+		must(t, err)
+		done()
+		if !v.Verified() {
+			t.Errorf("%s: layer %d is not what its diffID says", file, i)
+		}
+	}
+	return a
+}
+
+// layer opens the plain tar of a layer.
+func (a *archive) layer(t testing.TB, i int) (io.Reader, func()) {
+	t.Helper()
+	f, err := os.Open(a.file)
+	must(t, err)
+	at := a.offsets[a.manifest.Layers[i].Digest]
+	z, err := gzip.NewReader(io.NewSectionReader(f, at[0], at[1]))
+	must(t, err)
+	return z, func() { f.Close() }
+}
