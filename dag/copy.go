@@ -56,6 +56,7 @@ func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
 	if err := checkSources(c); err != nil {
 		return err
 	}
+	l.lintIgnored(cmd, c)
 	dest := c.DestPath
 	if dest == "" || dest == "." {
 		dest = "./"

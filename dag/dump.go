@@ -37,7 +37,7 @@ func Dump(g *Graph) string {
 		b.WriteString("\n")
 	}
 	for _, w := range g.Warnings {
-		fmt.Fprintf(&b, "warning %s: %s\n", w.Range, w.Msg)
+		b.WriteString("warning " + w.String() + "\n")
 	}
 	return b.String()
 }

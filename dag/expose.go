@@ -25,6 +25,7 @@ func (l *lowering) expose(d *stage, c *instructions.ExposeCommand) error {
 			if err != nil {
 				return parser.About(spec, err)
 			}
+			l.lintPort(c, spec)
 			ports = append(ports, p...)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ const baseConfig = `{"architecture":"amd64","os":"linux","config":{"Env":["PATH=
 "history":[{"created_by":"base"}]}`
 
 // TestGolden lowers testdata/dockerfiles/*.txtar. The comment of an archive holds options, one a line; its files are the
-// Dockerfile, configs of images ("image NAME"), and what is expected: needs (a line for each round), graph, warnings, errors.
+// Dockerfile, configs of images ("image NAME"), and what is expected: needs (a line for each round), graph, outline, warnings, errors.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("../testdata/dockerfiles/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -46,7 +47,7 @@ func TestGolden(t *testing.T) {
 					kept = append(kept, f)
 				}
 			}
-			for _, k := range []string{"needs", "graph", "warnings", "errors"} {
+			for _, k := range []string{"needs", "graph", "outline", "warnings", "errors"} {
 				if got[k] != "" {
 					kept = append(kept, txtar.File{Name: k, Data: []byte(got[k])})
 				}
@@ -81,17 +82,20 @@ func evaluate(t *testing.T, ar *txtar.Archive) map[string]string {
 			images[name] = string(f.Data)
 		}
 	}
-	out := map[string]string{"needs": "", "graph": "", "warnings": "", "errors": ""}
-	f, err := parser.Parse("Dockerfile", src, parser.Options{Args: o.BuildArgs})
+	out := map[string]string{"needs": "", "graph": "", "outline": "", "warnings": "", "errors": ""}
+	warn := func(w parser.Warning) { out["warnings"] += w.String() + "\n" }
+	f, err := parser.Parse("Dockerfile", src, parser.Options{Args: o.BuildArgs, Warn: warn})
 	if err == nil {
-		for _, w := range f.Warnings {
-			out["warnings"] += fmt.Sprintf("%s: %s: %s\n", w.Range, w.Rule, w.Msg)
-		}
 		var g *Graph
 		var rounds []string
 		if g, rounds, err = lowerAll(f, o, images); err == nil {
 			out["graph"] = Dump(g)
+			out["outline"] = dumpOutline(g.Outline)
 			checkGraph(t, g, src)
+		} else if g != nil {
+			for _, w := range g.Warnings {
+				warn(w)
+			}
 		}
 		for _, r := range rounds {
 			out["needs"] += r + "\n"
@@ -101,6 +105,23 @@ func evaluate(t *testing.T, ar *txtar.Archive) map[string]string {
 		out["errors"] = describe(err)
 	}
 	return out
+}
+
+func dumpOutline(o *Outline) string {
+	if o == nil {
+		return ""
+	}
+	text := fmt.Sprintf("target %q %q\n", o.Name, o.Description)
+	for _, a := range o.Args {
+		text += fmt.Sprintf("line %d arg %s=%q %q\n", a.Pos.Start.Line, a.Name, a.Value, a.Description)
+	}
+	for i, list := range [][]OutlineMount{o.Secrets, o.SSH, o.Caches} {
+		for _, m := range list {
+			kind := []string{"secret", "ssh", "cache"}[i]
+			text += fmt.Sprintf("line %d %s %s required=%v\n", m.Pos.Start.Line, kind, m.ID, m.Required)
+		}
+	}
+	return text
 }
 
 func describe(err error) string {
@@ -219,6 +240,12 @@ func goldenOptions(t *testing.T, text string) Options {
 			o.NoCacheStages = strings.Split(value, ",")
 		case "multi-platform":
 			o.MultiPlatform = true
+		case "all-stages":
+			o.AllStages = true
+		case "outline":
+			o.Outline = true
+		case "ignored":
+			o.Ignored = func(path string) bool { return slices.Contains(strings.Fields(value), path) }
 		case "epoch":
 			sec, err := strconv.ParseInt(value, 10, 64)
 			if err != nil {

@@ -37,6 +37,7 @@ type Graph struct {
 	BaseDigest digest.Digest // and digest
 	Epoch      *time.Time    // SOURCE_DATE_EPOCH of the build; nil if unset
 	Warnings   []parser.Warning
+	Outline    *Outline // if Options.Outline asks for it
 }
 
 // History is one entry of the image's history. Entries without a time get one when the layers are known.

@@ -30,6 +30,7 @@ type state struct {
 	user     string
 	platform ocispec.Platform
 	cmdSet   bool // by this stage, not inherited
+	dirSet   bool // by WORKDIR of this stage or one below it
 
 	baseConfig *dockerspec.DockerOCIImage
 	baseName   string
@@ -118,9 +119,11 @@ func (l *lowering) layContext(d *stage) {
 
 // instruction applies one instruction to the state of its stage.
 func (l *lowering) instruction(d *stage, cmd command) error {
+	l.here = l.lint.WithMergedConfigFromComments(cmd.Comments())
 	if err := l.expand(d, cmd.Command); err != nil {
 		return err
 	}
+	l.lintInstruction(d, cmd.Command)
 	switch c := cmd.Command.(type) {
 	case *instructions.RunCommand:
 		return l.run(d, cmd, c)
@@ -147,7 +150,8 @@ func (l *lowering) expand(d *stage, c instructions.Command) error {
 	}
 	if x, ok := c.(instructions.SupportsSingleWordExpansion); ok {
 		err := x.Expand(func(word string) (string, error) {
-			w, _, err := l.lex.ProcessWord(word, d.state.env)
+			w, unmatched, err := l.lex.ProcessWord(word, d.state.env)
+			l.lintVars(d, c, unmatched)
 			return w, err
 		})
 		if err != nil {
@@ -158,7 +162,8 @@ func (l *lowering) expand(d *stage, c instructions.Command) error {
 		return x.ExpandRaw(func(word string) (string, error) {
 			lex := shell.NewLex('\\') // the text of a here-document has this escape character whatever the file says
 			lex.SkipProcessQuotes = true
-			w, _, err := lex.ProcessWord(word, d.state.env)
+			w, unmatched, err := lex.ProcessWord(word, d.state.env)
+			l.lintVars(d, c, unmatched)
 			return w, err
 		})
 	}
@@ -252,18 +257,20 @@ func (l *lowering) arg(d *stage, c *instructions.ArgCommand) error {
 	st := &d.state
 	text := "ARG"
 	for _, a := range c.Args {
-		value := a.Value
+		value, inherited := a.Value, false
 		if given, ok := l.args[a.Key]; ok {
 			value = &given
 		} else if value != nil {
-			v, _, err := l.lex.ProcessWord(*value, st.env)
+			v, unmatched, err := l.lex.ProcessWord(*value, st.env)
+			l.lintVars(d, c, unmatched)
 			if err != nil {
 				return err
 			}
 			value = &v
 		} else if v, ok := l.global.Get(a.Key); ok {
-			value = &v
+			value, inherited = &v, true
 		}
+		l.declare(d, c, a, value, inherited)
 		text += " " + a.Key
 		declared := buildArg{key: a.Key}
 		if value != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/buildkit/util/suggest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,6 +23,7 @@ type lowering struct {
 	have   map[NeedKey]Resolved
 	lex    *shell.Lex // with the file's escape character
 	global *env
+	meta   []instructions.ArgCommand // before the first FROM
 	epoch  *time.Time
 
 	stages  []*stage          // in file order
@@ -30,17 +33,30 @@ type lowering struct {
 	steps    []Step
 	shared   map[string]ID // sources of files that several steps use
 	warnings []parser.Warning
+	lint     *linter.Linter // with the options of the file
+	here     *linter.Linter // and with those of the comments above the instruction at hand
+	declared []string       // what FROM may refer to, sorted
 }
 
 // Lower turns a parsed Dockerfile into a graph. If needs come back instead of a graph, the caller has to answer them in have,
 // together with all earlier answers, and call again; the needs of one call can be resolved in parallel. The error
-// is a *parser.Error whenever the cause has a place in the file.
+// is a *parser.Error whenever the cause has a place in the file; with it comes a graph that holds nothing but the warnings found
+// until then.
 func Lower(f *parser.File, o Options, have map[NeedKey]Resolved) (*Graph, []Need, error) {
 	l := &lowering{file: f, have: have, lex: shell.NewLex(f.Escape), byName: map[string]*stage{}, shared: map[string]ID{}}
 	var err error
 	if l.settings, err = o.settle(); err != nil {
-		return nil, nil, l.at(parser.Range{File: f.Name}, err)
+		return &Graph{Target: None}, nil, l.at(parser.Range{File: f.Name}, err)
 	}
+	l.lint = f.Linter(l.found)
+	g, needs, err := l.lower()
+	if err != nil {
+		return &Graph{Target: None, Warnings: l.warnings}, nil, err
+	}
+	return g, needs, nil
+}
+
+func (l *lowering) lower() (*Graph, []Need, error) {
 	target, err := l.prepare()
 	if err != nil {
 		return nil, nil, err
@@ -49,7 +65,7 @@ func Lower(f *parser.File, o Options, have map[NeedKey]Resolved) (*Graph, []Need
 	if err != nil || len(needs) > 0 {
 		return nil, needs, err
 	}
-	reachable := reachableFrom(target)
+	reachable := l.wanted(target)
 	for _, d := range l.stages {
 		if !reachable[d] || d.done {
 			continue
@@ -72,10 +88,12 @@ func (l *lowering) prepare() (*stage, error) {
 	if name == "" {
 		name = stages[len(stages)-1].Name
 	}
-	l.global = l.platformArgs(name)
+	l.lintDefaults(name, stages, meta)
+	l.global, l.meta = l.platformArgs(name), meta
 	if err := l.globalArgs(l.file, l.global, meta, l.lex); err != nil {
 		return nil, err
 	}
+	l.declared = l.globalNames(meta)
 	if l.epoch, err = l.settings.epoch(l.global, stages); err != nil {
 		return nil, l.at(whole, err)
 	}
@@ -171,6 +189,9 @@ func (l *lowering) finish(target *stage) *Graph {
 	g := &Graph{
 		Stage: target.Name, Config: st.img, History: st.history, Epoch: l.epoch, Warnings: l.warnings,
 		BaseConfig: st.baseConfig, BaseName: st.baseName, BaseDigest: st.baseDigest,
+	}
+	if l.Options.Outline {
+		g.Outline = l.outline(target)
 	}
 	if len(l.Labels) > 0 && g.Config.Config.Labels == nil {
 		g.Config.Config.Labels = make(map[string]string, len(l.Labels))

@@ -38,6 +38,9 @@ func (l *lowering) mounts(d *stage, cmd command, c *instructions.RunCommand, inp
 			return nil, err
 		}
 		out = append(out, lowered)
+		if l.Options.Outline {
+			d.mounted = append(d.mounted, mounted{lowered, cmd.Command})
+		}
 	}
 	return out, nil
 }

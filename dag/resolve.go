@@ -27,7 +27,7 @@ func (l *lowering) resolve(target *stage) ([]Need, error) {
 		var needs []Need
 		asked := map[NeedKey]bool{}
 		again := false
-		for _, d := range ordered(reachableFrom(target), l.stages) {
+		for _, d := range ordered(l.wanted(target), l.stages) {
 			need, err := l.resolveBase(d)
 			if err != nil {
 				return nil, l.at(d.pos, err)
@@ -153,6 +153,9 @@ func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.
 	if key == "" {
 		pinned := pinnedName(ref, info.Digest)
 		st.baseName = reference.TagNameOnly(ref).String()
+		if len(diffIDs) > 0 {
+			l.lintBasePlatform(d, p, original.Platform)
+		}
 		name = "FROM " + pinned
 	}
 	if len(diffIDs) == 0 {

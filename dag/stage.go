@@ -3,6 +3,7 @@ package dag
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +38,13 @@ type stage struct {
 	done      bool     // state is final
 	total     int      // steps to count in names
 	count     int      // steps named so far
-	state     state
+	fromArgs  []string // variables of FROM
+	declared  []declaredArg
+	mounted   []mounted
+
+	lastCmd, lastEntrypoint, lastHealth instructions.Command // for lint: of this stage alone
+
+	state state
 }
 
 // command is an instruction with the stages it takes files from: for COPY one or none, for RUN one for each mount (nil without).
@@ -62,7 +69,10 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 		d.label = "stage-" + strconv.Itoa(i)
 	}
 	d.display = d.label
+	l.here = l.lint.WithMergedConfigFromComments(st.Comments)
 	base, err := l.lex.ProcessWordWithMatches(st.BaseName, l.global)
+	l.lintFromArgs(st, base.Unmatched)
+	d.fromArgs = sortedKeys(base.Matched)
 	if err != nil {
 		return l.at(pos, err)
 	}
@@ -71,7 +81,7 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 	}
 	d.BaseName = base.Result
 	if st.Platform != "" {
-		p, err := l.fromPlatform(st.Platform)
+		p, err := l.fromPlatform(d)
 		if err != nil {
 			return l.at(pos, err)
 		}
@@ -105,8 +115,11 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 }
 
 // fromPlatform evaluates the value of FROM --platform.
-func (l *lowering) fromPlatform(v string) (ocispec.Platform, error) {
+func (l *lowering) fromPlatform(d *stage) (ocispec.Platform, error) {
+	v := d.Platform
 	m, err := l.lex.ProcessWordWithMatches(v, l.global)
+	l.lintFromPlatform(&d.Stage, m)
+	d.fromArgs = append(d.fromArgs, sortedKeys(m.Matched)...)
 	if err != nil {
 		return ocispec.Platform{}, fmt.Errorf("failed to process arguments for platform %s: %w", m.Result, err)
 	}
@@ -192,7 +205,7 @@ func (l *lowering) linked(d *stage, ic instructions.Command) (command, error) {
 			}
 			src, ok := l.stageNamed(m.From) // a mount names a stage, never its number
 			if !ok {
-				src = l.externalSource(m.From, l.file.Position(c.Location()))
+				src = l.externalSource(m.From, c)
 			}
 			cmd.from[i] = src
 		}
@@ -234,16 +247,16 @@ func (l *lowering) copySource(c *instructions.CopyCommand) (*stage, error) {
 	if src, ok := l.stageNamed(c.From); ok {
 		return src, nil
 	}
-	return l.externalSource(c.From, l.file.Position(c.Location())), nil
+	return l.externalSource(c.From, c), nil
 }
 
-func (l *lowering) externalSource(name string, pos parser.Range) *stage {
+func (l *lowering) externalSource(name string, by instructions.Command) *stage {
 	l.sources++
 	return &stage{
-		Stage:    instructions.Stage{BaseName: name},
+		Stage:    instructions.Stage{BaseName: name, Location: by.Location()},
 		external: true,
 		index:    -1,
-		pos:      pos,
+		pos:      l.file.Position(by.Location()),
 	}
 }
 
@@ -283,6 +296,17 @@ func (l *lowering) checkCycles() error {
 		}
 	}
 	return nil
+}
+
+// wanted gives what is to be lowered.
+func (l *lowering) wanted(target *stage) map[*stage]bool {
+	set := reachableFrom(target)
+	if l.AllStages {
+		for _, d := range l.stages {
+			maps.Copy(set, reachableFrom(d))
+		}
+	}
+	return set
 }
 
 // reachableFrom gives the stages the target is built from.

@@ -83,7 +83,7 @@ type Mount struct {
 	Source Source
 }
 
-// Source is what is mounted: BindPath, Tmpfs or File.
+// Source is what is mounted: BindPath, BindTree, Tmpfs or File.
 type Source interface{ source() }
 
 // BindPath is a file or directory of the host. Sub, if any, is a path below Path whose symlinks are resolved as if Path were
@@ -148,6 +148,7 @@ type rootJSON struct {
 type mountJSON struct {
 	Target   string
 	BindPath *BindPath `json:",omitempty"`
+	BindTree *BindTree `json:",omitempty"`
 	Tmpfs    *Tmpfs    `json:",omitempty"`
 	File     *File     `json:",omitempty"`
 }
@@ -209,6 +210,9 @@ func (s *Spec) checkText() error {
 		if b, ok := m.Source.(BindPath); ok {
 			names = append(names, b.Path, b.Sub)
 		}
+		if b, ok := m.Source.(BindTree); ok {
+			names = append(append(names, b.Sub, b.Overlay.Upper, b.Overlay.Work), b.Overlay.Lower...)
+		}
 	}
 	for _, n := range names {
 		if !utf8.ValidString(n) {
@@ -245,6 +249,8 @@ func (m Mount) MarshalJSON() ([]byte, error) {
 	switch v := m.Source.(type) {
 	case BindPath:
 		j.BindPath = &v
+	case BindTree:
+		j.BindTree = &v
 	case Tmpfs:
 		j.Tmpfs = &v
 	case File:
@@ -263,6 +269,8 @@ func (m *Mount) UnmarshalJSON(b []byte) error {
 	switch {
 	case j.BindPath != nil:
 		m.Source = *j.BindPath
+	case j.BindTree != nil:
+		m.Source = *j.BindTree
 	case j.Tmpfs != nil:
 		m.Source = *j.Tmpfs
 	case j.File != nil:

@@ -233,6 +233,9 @@ func (t *tree) dev() error {
 		}},
 		{"mqueue", func() (int, error) { return newMount("mqueue", strictAttrs) }},
 	} {
+		if fs.name == "shm" && t.plan.replacesShm() {
+			continue
+		}
 		if err := mountUnder(dev, fs.name, fs.mount); err != nil {
 			return setupError("mount /dev/"+fs.name, err)
 		}

@@ -1,6 +1,10 @@
 package executor
 
-import "golang.org/x/sys/unix"
+import (
+	"path"
+
+	"golang.org/x/sys/unix"
+)
 
 // argInit is argument zero of a step's first process, which sets up the sandbox from inside and then becomes the command.
 const argInit = "build-step-init"
@@ -46,4 +50,14 @@ type message struct {
 type stubName struct {
 	Name string
 	Dir  bool
+}
+
+// replacesShm reports whether a mount of the Spec takes the place of the /dev/shm that every step has.
+func (p *plan) replacesShm() bool {
+	for _, m := range p.Mounts {
+		if path.Clean(m.Target) == "/dev/shm" {
+			return true
+		}
+	}
+	return false
 }

@@ -68,18 +68,20 @@ func prepare(spec *Spec) (s *step, err error) {
 		return nil, err
 	}
 	s = &step{root: os.NewFile(uintptr(fd), "root"), sources: &sources{}}
-	defer func() {
+	defer func(made *step) { // a failure returns nil in place of s
 		if err != nil {
-			s.close()
+			made.close()
 		}
-	}()
+	}(s)
 	id, err := resolveUser(fd, spec.User)
 	if err != nil {
 		return nil, &ExitError{Code: 126, Msg: err.Error()}
 	}
-	if s.sources, err = prepareSources(spec); err != nil {
+	src, err := prepareSources(spec)
+	if err != nil {
 		return nil, err
 	}
+	s.sources = src
 	s.plan = &plan{
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
 		UID: id.uid, GID: id.gid, Groups: id.groups,

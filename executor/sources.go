@@ -83,6 +83,8 @@ func (s *sources) add(m Mount, sec Security) error {
 	switch src := m.Source.(type) {
 	case BindPath:
 		return s.bind(m.Target, src, sec)
+	case BindTree:
+		return s.bindTree(m.Target, src, sec)
 	case Tmpfs:
 		mode := src.Mode
 		if mode == 0 {
@@ -135,17 +137,25 @@ func (s *sources) bind(target string, b BindPath, sec Security) error {
 		fd = sub
 	}
 	defer unix.Close(fd)
+	if err := s.bindFD(target, fd, b.ReadOnly, sec); err != nil {
+		return fmt.Errorf("%s: %w", b.Path, err)
+	}
+	return nil
+}
+
+// bindFD copies the mount that an open path is on.
+func (s *sources) bindFD(target string, fd int, readOnly bool, sec Security) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	attrs := rootAttrs(sec)
-	if b.ReadOnly {
+	if readOnly {
 		attrs |= unix.MOUNT_ATTR_RDONLY
 	}
 	mnt, err := cloneFD(fd, unix.AT_RECURSIVE, attrs)
 	if err != nil {
-		return fmt.Errorf("copy the mount of %s: %w", b.Path, err)
+		return fmt.Errorf("copy the mount: %w", err)
 	}
 	s.mounts = append(s.mounts, preparedMount{
 		Target: target, FD: s.keep(mnt, target), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR,

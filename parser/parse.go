@@ -22,6 +22,8 @@ const (
 type Options struct {
 	// Args are the build arguments: BUILDKIT_SYNTAX and BUILDKIT_DOCKERFILE_CHECK override the directives of the file.
 	Args map[string]string
+	// Warn, if set, is told each warning when it is found: those of a file that then turns out to be wrong are kept nowhere else.
+	Warn func(Warning)
 }
 
 // File is a parsed Dockerfile.
@@ -48,6 +50,14 @@ type Warning struct {
 	Range       Range
 }
 
+// String is one line: place, rule and message.
+func (w Warning) String() string {
+	if w.Rule == "" {
+		return w.Range.String() + ": " + w.Msg
+	}
+	return w.Range.String() + ": " + w.Rule + ": " + w.Msg
+}
+
 // Parse reads a Dockerfile. The error is an *Error or, when several instructions are wrong, Errors.
 func Parse(name string, src []byte, o Options) (*File, error) {
 	f := &File{Name: name, Src: src, source: newSource(name, src)}
@@ -65,7 +75,12 @@ func Parse(name string, src []byte, o Options) (*File, error) {
 		return nil, f.source.located(err)
 	}
 	f.ast, f.Escape = result.AST, result.EscapeToken
-	lint := f.linter()
+	lint := f.Linter(func(w Warning) {
+		f.Warnings = append(f.Warnings, w)
+		if o.Warn != nil {
+			o.Warn(w)
+		}
+	})
 	for _, w := range result.Warnings {
 		if w.URL == linter.RuleNoEmptyContinuation.URL && w.Location != nil {
 			lint.Run(&linter.RuleNoEmptyContinuation, []bkparser.Range{*w.Location}, linter.RuleNoEmptyContinuation.Format())
@@ -77,6 +92,7 @@ func Parse(name string, src []byte, o Options) (*File, error) {
 	if len(f.Stages) == 0 {
 		return nil, &Error{Range: Range{File: name}, Msg: "dockerfile contains no stages to build", Hint: "add a FROM instruction"}
 	}
+	lintStages(f.Stages, lint)
 	return f, nil
 }
 
@@ -137,15 +153,6 @@ func (f *File) instructions(lint *linter.Linter) ([]instructions.Stage, []instru
 	default:
 		return nil, nil, errs
 	}
-}
-
-// linter collects what lint has to say as data.
-func (f *File) linter() *linter.Linter {
-	config := f.Check
-	config.Warn = func(rule, description, url, msg string, locs []bkparser.Range) {
-		f.Warnings = append(f.Warnings, Warning{Rule: rule, Description: description, URL: url, Msg: msg, Range: f.source.rangeOf(locs)})
-	}
-	return linter.New(&config)
 }
 
 // check reads the lint options.

@@ -24,7 +24,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("incomplete warning %+v", w)
 		}
 	}
-	if got := strings.Join(rules, " "); got != "NoEmptyContinuation StageNameCasing" {
+	if got := strings.Join(rules, " "); got != "NoEmptyContinuation StageNameCasing ConsistentInstructionCasing" {
 		t.Errorf("warnings %s", got)
 	}
 	if got := f.Position(f.Stages[0].Commands[0].Location()); got != (Range{"D", Position{4, 1}, Position{6, 4}}) {

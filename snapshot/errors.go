@@ -19,3 +19,9 @@ type DigestError struct {
 func (e *DigestError) Error() string {
 	return fmt.Sprintf("the %s is %s, not %s as promised", e.What, e.Got, e.Want)
 }
+
+// KindDigest is the kind under which a DigestError crosses a process boundary.
+const KindDigest = "snapshot.digest"
+
+// Remote lets the error cross a process boundary.
+func (e *DigestError) Remote() (string, any) { return KindDigest, e }

@@ -81,7 +81,7 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if err != nil {
 		return err
 	}
-	display, err := progress.New(mode, a.stderr, a.displayOptions())
+	display, err := progress.New(mode, a.stderr, a.displayOptions(o.Mask))
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
 	}
@@ -167,9 +167,10 @@ func (f *buildFlags) progressMode(a *app) (mode string, printID bool, err error)
 }
 
 // displayOptions says how a display may look here.
-func (a *app) displayOptions() progress.Options {
+func (a *app) displayOptions(mask func([]byte) []byte) progress.Options {
 	dumb := a.getenv("TERM") == "dumb"
 	return progress.Options{
+		Mask:  mask,
 		Color: a.getenv("NO_COLOR") == "" && !dumb,
 		CI:    a.inCI() || dumb,
 	}

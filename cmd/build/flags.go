@@ -33,6 +33,10 @@ type buildFlags struct {
 	quiet         bool
 	iidFile       string
 	metadataFile  string
+	secrets       []string
+	noCacheStages []string
+	shmSize       string
+	ulimits       []string
 
 	others []seenFlag // flags without a variable of their own, in the order of the command line
 }
@@ -58,6 +62,10 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress and print only the image's ID")
 	fs.StringVar(&f.iidFile, "iidfile", "", "write the image's ID to `FILE`")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "write what was made, as JSON, to `FILE`")
+	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME] (repeatable)")
+	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
+	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")
+	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
 	defineOthers(fs, &f.others)
 	fs.SortFlags = true
 }

@@ -244,7 +244,7 @@ func (a *app) push(cmd *cobra.Command, g *globalFlags, f *buildFlags, name strin
 	if err != nil {
 		return err
 	}
-	display, err := progress.New(mode, a.stderr, a.displayOptions())
+	display, err := progress.New(mode, a.stderr, a.displayOptions(nil))
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
 	}

@@ -21,11 +21,11 @@ func (f *buildFlags) options(a *app, g *globalFlags, context string) (build.Opti
 	}
 	o := build.Options{
 		Context: context, Dockerfile: f.file, Stdin: a.stdin,
-		Tags: f.tags, Target: f.target, NoCache: f.noCache, Push: f.push,
+		Tags: f.tags, Target: f.target, NoCache: f.noCache, NoCacheStages: f.noCacheStages, Push: f.push,
 		IIDFile: f.iidFile, MetadataFile: f.metadataFile,
 	}
 	for _, fill := range []func(*app, *build.Options) error{
-		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillNetwork, f.fillEpoch,
+		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillNetwork, f.fillEpoch, f.fillSecrets, f.fillLimits,
 	} {
 		if err := fill(a, &o); err != nil {
 			return build.Options{}, err

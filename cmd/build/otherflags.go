@@ -88,15 +88,11 @@ var otherFlags = []otherFlag{
 	{name: "cpuset-mems", judge: unsupported},
 	{name: "memory", short: "m", judge: unsupported},
 	{name: "memory-swap", judge: unsupported},
-	{name: "no-cache-filter", judge: unsupported},
 	{name: "policy", judge: unsupported},
 	{name: "resource", judge: unsupported},
-	{name: "secret", judge: unsupported},
 	{name: "security-opt", judge: unsupported},
-	{name: "shm-size", judge: unsupported},
 	{name: "squash", bare: "true", judge: judgeSwitch},
 	{name: "ssh", judge: unsupported},
-	{name: "ulimit", judge: unsupported},
 }
 
 // judgeSwitch refuses a switch that is on.

@@ -1,9 +1,11 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"build/dag"
 	"build/internal/buildctx"
@@ -19,10 +21,15 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	var typed bytes.Buffer // a Dockerfile on standard input, in case it is needed twice
+	if o.Stdin != nil && o.Context != "-" {
+		o.Stdin = io.TeeReader(o.Stdin, &typed)
+	}
 	res, err := runOnce(ctx, &o)
 	if changed := changedWhileRead(err); changed != "" && o.Context != "-" && ctx.Err() == nil {
 		// Keys were made of what the file held before. All of them are suspect, so the build starts over, once.
 		o.Progress.Emit(progress.Warning{Text: changed + " changed while it was read: starting over"})
+		o.Stdin = &typed
 		res, err = runOnce(ctx, &o)
 	}
 	return res, err
@@ -70,6 +77,9 @@ func (o *Options) check() error {
 	}
 	if o.Push && len(o.Tags) == 0 && len(o.Outputs) == 0 {
 		return &UsageError{Msg: "--push needs a name to push to", Hint: "add -t REGISTRY/NAME:TAG"}
+	}
+	if err := o.checkDests(); err != nil {
+		return err
 	}
 	for i, t := range o.Tags {
 		ref, err := normalizeName(t)
@@ -195,7 +205,7 @@ func (s *session) dagOptions(platform int) dag.Options {
 	}
 	d := dag.Options{
 		BuildArgs: s.buildArgs(), Target: o.Target, Labels: labels, BuildPlatform: hostPlatform(),
-		Contexts: ctxs, NoCache: o.NoCache, Epoch: o.Epoch, Network: o.Network,
+		Contexts: ctxs, NoCache: o.NoCache, NoCacheStages: o.NoCacheStages, Epoch: o.Epoch, Network: o.Network,
 	}
 	if len(o.Platforms) > 0 {
 		d.Platform = o.Platforms[platform]

@@ -130,6 +130,7 @@ func ExitCode(err error) int {
 		path  *fs.PathError
 		cp    *snapshot.CopyError
 		owner *snapshot.OwnerError
+		lie   *snapshot.DigestError
 	)
 	switch {
 	case err == nil:
@@ -142,6 +143,8 @@ func ExitCode(err error) int {
 		return ExitEnvironment
 	case errors.As(err, &reg):
 		return registryExit(reg)
+	case errors.As(err, &lie): // the image's configuration promised another layer
+		return ExitNetwork
 	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc):
 		return ExitUsage
 	case errors.As(err, &path):

@@ -38,6 +38,8 @@ type evaluator struct {
 	sels  map[dag.ID]*future[*selection]
 	shown map[dag.ID]bool // as running or cached
 
+	mountSels map[mountID]*future[*selection]
+
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
 	work  sync.WaitGroup  // every goroutine that computes a future
@@ -52,7 +54,7 @@ type future[T any] struct {
 }
 
 // once returns the future of id in m, computing it in a goroutine of its own when nobody has asked before.
-func once[T any](e *evaluator, m map[dag.ID]*future[T], id dag.ID, compute func() (T, error)) *future[T] {
+func once[K comparable, T any](e *evaluator, m map[K]*future[T], id K, compute func() (T, error)) *future[T] {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f, ok := m[id]
@@ -86,8 +88,10 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		keys:  map[dag.ID]*future[*stepKey]{},
 		sels:  map[dag.ID]*future[*selection]{},
 		shown: map[dag.ID]bool{},
-		final: map[dag.ID]bool{},
-		bg:    bg, bgCtx: bgCtx,
+
+		mountSels: map[mountID]*future[*selection]{},
+		final:     map[dag.ID]bool{},
+		bg:        bg, bgCtx: bgCtx,
 	}
 	for id := g.Target; id >= 0; {
 		e.final[id] = true

@@ -79,12 +79,6 @@ func isImageOutput(t OutputType) bool {
 func (s *session) export(ctx context.Context, products []*product) (*Result, error) {
 	res := &Result{}
 	var img *exporter.Image
-	for i := range s.opts.Outputs {
-		o := &s.opts.Outputs[i]
-		if err := s.checkDest(o); err != nil {
-			return nil, err
-		}
-	}
 	if s.wantBlobs {
 		err := s.task("exporting to image", func(id progress.ID) error {
 			var err error
@@ -99,20 +93,39 @@ func (s *session) export(ctx context.Context, products []*product) (*Result, err
 	}
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.flush() }()
-	for i := range s.opts.Outputs {
-		if err := s.exportTo(ctx, products, &s.opts.Outputs[i], res); err != nil {
-			return nil, err
+	err := s.exportAll(ctx, products, img, res)
+	// Also after a failure: what a flush writes must not appear in the store behind a build that has ended.
+	select {
+	case ferr := <-flushed:
+		if err == nil {
+			err = ferr
 		}
+	case <-canceledFor(ctx, drainTime):
 	}
-	if s.opts.Push {
-		if err := s.pushAll(ctx, img, s.opts.Tags); err != nil {
-			return nil, err
-		}
-	}
-	if err := <-flushed; err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return res, s.writeFiles(res)
+}
+
+// exportAll sends the result to every output but the local store.
+func (s *session) exportAll(ctx context.Context, products []*product, img *exporter.Image, res *Result) error {
+	for i := range s.opts.Outputs {
+		if err := s.exportTo(ctx, products, &s.opts.Outputs[i], res); err != nil {
+			return err
+		}
+	}
+	if s.opts.Push {
+		return s.pushAll(ctx, img, s.opts.Tags)
+	}
+	return nil
+}
+
+// canceledFor is ready when ctx has been over for so long.
+func canceledFor(ctx context.Context, d time.Duration) <-chan struct{} {
+	c := make(chan struct{})
+	context.AfterFunc(ctx, func() { time.AfterFunc(d, func() { close(c) }) })
+	return c
 }
 
 // flush makes what this build added to the store survive a loss of power, beside the exports. A build that added nothing
@@ -329,18 +342,52 @@ func (s *session) exportTree(ctx context.Context, out *outcome, o *Output, dest 
 	return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, chain, open, opts) })
 }
 
-// checkDest finds out before anything is exported whether an output's destination can be written.
-func (s *session) checkDest(o *Output) error {
-	if o.Dest == "" || o.Dest == "-" || o.Type == OutputLocal || (o.Type == OutputOCI && !o.Tar) {
+// checkDests finds out before anything is done whether the destinations can be what they are to become.
+func (o *Options) checkDests() error {
+	for i := range o.Outputs {
+		if err := o.Outputs[i].checkDest(); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct{ flag, path string }{{"--iidfile", o.IIDFile}, {"--metadata-file", o.MetadataFile}} {
+		if f.path == "" {
+			continue
+		}
+		if err := checkFile(f.path); err != nil {
+			return &UsageError{Msg: f.flag + ": " + err.Error()}
+		}
+	}
+	return nil
+}
+
+func (o *Output) checkDest() error {
+	if o.Dest == "" || o.Dest == "-" {
 		return nil
 	}
-	dir := filepath.Dir(o.Dest)
+	if o.Type == OutputLocal || o.Type == OutputOCI && !o.Tar {
+		if fi, err := os.Stat(o.Dest); err == nil && !fi.IsDir() {
+			return &UsageError{Msg: fmt.Sprintf("cannot write to %s: it is not a directory", o.Dest)}
+		}
+		return nil
+	}
+	if err := checkFile(o.Dest); err != nil {
+		return &UsageError{Msg: err.Error(), Hint: "dest= names a file in a directory that exists"}
+	}
+	return nil
+}
+
+// checkFile refuses a path at which no file can be made.
+func checkFile(path string) error {
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return fmt.Errorf("cannot write %s: it is a directory", path)
+	}
+	dir := filepath.Dir(path)
 	fi, err := os.Stat(dir)
 	if err != nil {
-		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %v", o.Dest, err), Hint: "the directory of dest= must exist"}
+		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	if !fi.IsDir() {
-		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %s is not a directory", o.Dest, dir)}
+		return fmt.Errorf("cannot write %s: %s is not a directory", path, dir)
 	}
 	return nil
 }

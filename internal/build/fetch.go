@@ -37,6 +37,7 @@ type fetches struct {
 
 type offer struct {
 	desc ocispec.Descriptor
+	repo string // "" when it is in no registry
 	from blobSource
 }
 
@@ -48,11 +49,11 @@ func newFetches(s *session) *fetches {
 }
 
 // offer notes where the layer diffID can be had, for this build.
-func (f *fetches) offer(diffID digest.Digest, desc ocispec.Descriptor, from blobSource) {
+func (f *fetches) offer(diffID digest.Digest, desc ocispec.Descriptor, repo string, from blobSource) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.offered[diffID]; !ok {
-		f.offered[diffID] = offer{desc, from}
+		f.offered[diffID] = offer{desc, repo, from}
 	}
 }
 
@@ -80,12 +81,23 @@ func (f *fetches) once(ctx context.Context, diffID digest.Digest, into keep) err
 		f.flying[diffID] = fl
 		go func() {
 			defer close(fl.done)
-			fl.err = f.fetch(ctx, diffID, into)
+			fl.err = f.located(diffID, f.fetch(ctx, diffID, into))
 		}()
 	}
 	f.mu.Unlock()
 	_, err := fl.wait(ctx)
 	return err
+}
+
+// located lets a fetch that failed point at the FROM that named the layer's image.
+func (f *fetches) located(diffID digest.Digest, err error) error {
+	f.mu.Lock()
+	step := f.from[diffID].step
+	f.mu.Unlock()
+	if step == nil {
+		return err
+	}
+	return f.s.located(step, err)
 }
 
 func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) error {
@@ -140,7 +152,9 @@ func (f *fetches) sources(diffID digest.Digest) ([]offer, error) {
 	}
 	for _, b := range blobs {
 		for _, repo := range b.Repos {
-			out = append(out, offer{b.Descriptor, f.s.registrySource(repo)})
+			if len(out) == 0 || out[0].repo != repo || out[0].desc.Digest != b.Digest {
+				out = append(out, offer{b.Descriptor, repo, f.s.registrySource(repo)})
+			}
 		}
 	}
 	return out, nil
@@ -162,6 +176,9 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, 
 	t.start(f.shownUnder(diffID))
 	err = into(ctx, diffID, o.desc, t)
 	t.end(err)
+	if err != nil && o.repo != "" {
+		return fmt.Errorf("%s: %w", o.repo, err)
+	}
 	return err
 }
 
@@ -184,7 +201,7 @@ func (f *fetches) show(e *evaluator) {
 		step := &e.graph.Steps[i]
 		if op, ok := step.Op.(dag.Image); ok {
 			for _, d := range op.DiffIDs {
-				f.from[d] = shown{e.vertex(step), step.Name}
+				f.from[d] = shown{e.vertex(step), step.Name, step}
 			}
 		}
 	}
@@ -194,6 +211,7 @@ func (f *fetches) show(e *evaluator) {
 type shown struct {
 	id   progress.ID
 	name string
+	step *dag.Step
 }
 
 // transferReader reports what passes through it.

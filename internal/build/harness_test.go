@@ -631,12 +631,18 @@ func (w *world) job(dockerfile string) job {
 
 func (w *world) start(j job) *worker {
 	w.t.Helper()
+	return w.startWith(j, func(*exec.Cmd) {})
+}
+
+func (w *world) startWith(j job, how func(*exec.Cmd)) *worker {
+	w.t.Helper()
 	spec, err := json.Marshal(j)
 	must(w.t, err)
 	p := &worker{Cmd: exec.Command("/proc/self/exe")}
 	p.Env = append(os.Environ(), workerVar+"="+string(spec))
 	p.Stdout, p.Stderr = &p.out, &p.err
 	p.WaitDelay = 5 * time.Second
+	how(p.Cmd)
 	must(w.t, p.Start())
 	w.t.Cleanup(func() { _ = p.Process.Kill() })
 	return p

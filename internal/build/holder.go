@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"sync"
 	"time"
 
@@ -65,6 +66,13 @@ func fromHolder(err error) error {
 		if own := executor.FromRemote(r.Kind, r.Data); own != nil {
 			return own
 		}
+		if own := new(snapshot.DigestError); r.Kind == snapshot.KindDigest && json.Unmarshal(r.Data, own) == nil {
+			return fmt.Errorf("unpack a layer: %w", own)
+		}
+	}
+	var exit *exec.ExitError // of the holder itself
+	if errors.As(err, &exit) && !exit.Exited() {
+		return &EnvironmentError{Err: err, Hint: "somebody or something killed it; if it was the kernel for want of memory, dmesg says so"}
 	}
 	return err
 }
@@ -90,6 +98,9 @@ type (
 	runRequest struct {
 		Chain []digest.Digest
 		Spec  executor.Spec // without its root, which the holder makes
+
+		Trees  []treeMount
+		Caches []cacheMount
 	}
 	runResponse struct{ DiffID digest.Digest }
 )
@@ -99,6 +110,7 @@ type inside struct {
 	store  *store.Store
 	lease  *store.Lease
 	layers *snapshot.Layers
+	kind   string
 
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
@@ -150,6 +162,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 		return nil, err
 	}
 	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: req.Kind, Lease: lease})
+	n.kind = req.Kind
 	n.sweep(req.Kind)
 	return nil, nil
 }
@@ -168,6 +181,11 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 		return nil, err
 	}
 	defer up.Discard()
+	release, err := n.attach(ctx, &req)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	req.Spec.Root = executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}
 	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
 		return nil, err

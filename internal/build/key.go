@@ -63,21 +63,28 @@ func (e *evaluator) contentKey(ctx context.Context, step *dag.Step, def *stepKey
 	if err := e.opFields(ctx, h, step); err != nil {
 		return nil, e.located(step, err)
 	}
-	for i, o := range in {
-		if o == nil {
-			continue
-		}
-		var err error
-		if c, ok := step.Op.(dag.Copy); ok && i == 1 {
-			err = e.selectedField(ctx, h, step, c, o)
-		} else {
-			err = e.chainField(ctx, h, "input"+strconv.Itoa(i), o)
-		}
-		if err != nil {
-			return nil, e.located(step, err)
-		}
+	if err := e.inputContent(ctx, h, step, in); err != nil {
+		return nil, e.located(step, err)
 	}
 	return sealKey(h), nil
+}
+
+// inputContent adds what the inputs hold: all of what a step stands on, and of the others what it takes from them.
+func (e *evaluator) inputContent(ctx context.Context, h *cache.Hash, step *dag.Step, in []*outcome) error {
+	if len(in) > 0 && in[0] != nil {
+		if err := e.chainField(ctx, h, "input0", in[0]); err != nil {
+			return err
+		}
+	}
+	switch op := step.Op.(type) {
+	case dag.Copy:
+		if len(in) > 1 && in[1] != nil {
+			return e.selectedField(ctx, h, step, op, in[1])
+		}
+	case dag.Run:
+		return e.mountContent(ctx, h, step, op, in)
+	}
+	return nil
 }
 
 // chainField names a chain by what is in it: the layers of an image by diffID, those made here by a digest of their
@@ -122,7 +129,7 @@ func (e *evaluator) opFields(ctx context.Context, h *cache.Hash, step *dag.Step)
 			h.Field("layer"+strconv.Itoa(i), d.String())
 		}
 	case dag.Run:
-		e.runFields(h, step, op)
+		return e.runFields(ctx, h, step, op)
 	case dag.Copy:
 		return e.copyFields(ctx, h, step, op)
 	case dag.Mkdir:
@@ -135,7 +142,7 @@ func (e *evaluator) opFields(ctx context.Context, h *cache.Hash, step *dag.Step)
 	return nil
 }
 
-func (e *evaluator) runFields(h *cache.Hash, step *dag.Step, op dag.Run) {
+func (e *evaluator) runFields(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Run) error {
 	h.Field("op", "run")
 	h.Field("platform", platformString(step.Platform))
 	for i, a := range op.Args {
@@ -153,12 +160,19 @@ func (e *evaluator) runFields(h *cache.Hash, step *dag.Step, op dag.Run) {
 	for _, f := range op.Files {
 		h.Field("file:"+f.Name, string(f.Data))
 	}
-	for i, m := range op.Mounts {
-		h.Field("mount"+strconv.Itoa(i), fmt.Sprintf("%s %s %s %v", m.Type, m.Target, m.Source, m.ReadOnly))
+	if err := e.mountFields(ctx, h, step, op); err != nil {
+		return err
+	}
+	if e.opts.ShmSize != 0 {
+		h.Field("shm", strconv.FormatInt(e.opts.ShmSize, 10))
+	}
+	for _, l := range e.opts.Rlimits {
+		h.Field("ulimit"+strconv.Itoa(l.Resource), fmt.Sprintf("%d:%d", l.Soft, l.Hard))
 	}
 	for _, a := range e.opts.AddHosts {
 		h.Field("host:"+a.Name, "")
 	}
+	return nil
 }
 
 func (e *evaluator) copyFields(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Copy) error {

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"testing"
@@ -134,4 +135,42 @@ func (a *archive) layer(t testing.TB, i int) (io.Reader, func()) {
 	z, err := gzip.NewReader(io.NewSectionReader(f, at[0], at[1]))
 	must(t, err)
 	return z, func() { f.Close() }
+}
+
+// diffArchives says which entries of the layers of two archives differ.
+func diffArchives(t testing.TB, a, b string) {
+	t.Helper()
+	x, y := readArchive(t, a), readArchive(t, b)
+	for i := range min(len(x.manifest.Layers), len(y.manifest.Layers)) {
+		ex, ey := x.entries(t, i), y.entries(t, i)
+		for name, h := range ex {
+			if o, ok := ey[name]; !ok {
+				t.Logf("layer %d: %q only in the first", i, name)
+			} else if h != o {
+				t.Logf("layer %d: %q:\n%s\n%s", i, name, h, o)
+			}
+		}
+		for name := range ey {
+			if _, ok := ex[name]; !ok {
+				t.Logf("layer %d: %q only in the second", i, name)
+			}
+		}
+	}
+}
+
+// entries are the headers of a layer, as text.
+func (a *archive) entries(t testing.TB, i int) map[string]string {
+	t.Helper()
+	r, done := a.layer(t, i)
+	defer done()
+	out := map[string]string{}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		must(t, err)
+		out[h.Name] = fmt.Sprintf("%c %o %d:%d %d %q %v %q", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.ModTime.UTC(), h.PAXRecords)
+	}
 }

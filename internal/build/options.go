@@ -11,6 +11,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/executor"
 	"build/internal/progress"
 )
 
@@ -49,6 +50,12 @@ type Options struct {
 	ProxyArgs     []KeyValue // HTTP_PROXY and friends: forwarded to RUN, in no key and no history
 	Jobs          int        // CPU-bound steps at a time; 0: what the cgroup allows
 
+	NoCacheStages []string // stages whose steps all run again
+	Secrets       []Secret
+	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
+	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
+	Rlimits       []Rlimit            // of RUN
+
 	Progress progress.Sink
 }
 
@@ -60,6 +67,9 @@ type StoreOptions struct {
 	DockerConfig string   // directory of config.json
 	CertsDirs    []string // /etc/docker/certs.d and the like
 }
+
+// Rlimit is one --ulimit; Resource is a RLIMIT_ number.
+type Rlimit = executor.Rlimit
 
 // KeyValue is one name=value argument.
 type KeyValue struct{ Key, Value string }

@@ -250,7 +250,7 @@ func TestImageWhoseConfigLies(t *testing.T) {
 				w.ok(mods...)
 				return
 			}
-			w.fails(ExitNetwork, []string{"Dockerfile:2", "diffID"}, mods...)
+			w.fails(ExitNetwork, []string{"FROM lying", "diffID"}, mods...)
 		})
 	}
 }

@@ -292,7 +292,7 @@ func (s *session) offerImage(img *registry.Image, open blobSource) (dag.Resolved
 			return dag.Resolved{}, err
 		}
 		if open != nil {
-			s.fetches.offer(d, img.Manifest.Layers[i], open)
+			s.fetches.offer(d, img.Manifest.Layers[i], img.Repo, open)
 		}
 	}
 	return dag.Resolved{Image: &dag.ImageInfo{

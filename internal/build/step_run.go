@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,8 +27,8 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 		return &UsageError{Msg: "RUN --security=insecure is not supported yet"}
 	}
 	for _, m := range op.Mounts {
-		if m.Type != "tmpfs" {
-			return &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
+		if m.Type == dag.MountSSH {
+			return &UsageError{Msg: "RUN --mount=type=ssh is not supported yet"}
 		}
 	}
 	return nil
@@ -48,6 +49,10 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 		return "", err
 	}
 	req := runRequest{Chain: chain, Spec: e.runSpec(op)}
+	if err := e.mounts(ctx, step, op, in, &req); err != nil {
+		logs.close()
+		return "", err
+	}
 	var resp runResponse
 	err = h.Call(ctx, "run", req, &resp, logs.stdin, logs.stdout, logs.stderr)
 	logs.close()
@@ -55,6 +60,17 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 		return "", e.stepFailed(step, op, fromHolder(err), logs)
 	}
 	return resp.DiffID, e.leaseLayer(resp.DiffID)
+}
+
+// masked hides secrets in lines that do not pass through the display.
+func (s *session) masked(lines []string) []string {
+	if s.opts.Mask == nil {
+		return lines
+	}
+	for i, l := range lines {
+		lines[i] = string(s.opts.Mask([]byte(l)))
+	}
+	return lines
 }
 
 // cannotExecute is the exit code of a program that is there and that the kernel does not execute.
@@ -75,7 +91,7 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 	}
 	return &StepError{
 		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,
-		Tail: logs.tail.lines(), source: e.dockerfile,
+		Tail: e.masked(logs.tail.lines()), source: e.dockerfile,
 	}
 }
 
@@ -94,15 +110,13 @@ func (e *evaluator) runSpec(op dag.Run) executor.Spec {
 	spec := executor.Spec{
 		Root: executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
 		Resolv: resolvConf(op.Network), Hosts: e.hostsFile(hostname(op)),
+		ShmSize: e.opts.ShmSize, Rlimits: e.opts.Rlimits,
 	}
 	if op.Network == "none" {
 		spec.Network = executor.NetworkNone
 	}
 	for _, f := range op.Files {
 		spec.Mounts = append(spec.Mounts, executor.Mount{Target: dag.PipesDir + "/" + f.Name, Source: executor.File{Data: f.Data, Mode: f.Mode}})
-	}
-	for _, m := range op.Mounts {
-		spec.Mounts = append(spec.Mounts, executor.Mount{Target: m.Target, Source: executor.Tmpfs{Size: m.Size}})
 	}
 	return spec
 }
@@ -177,7 +191,7 @@ func newStepLog(s *session, id progress.ID) (*stepLog, error) {
 				n, err := r.Read(buf)
 				if n > 0 {
 					data := bytes.Clone(buf[:n])
-					l.tail.write(data)
+					l.tail.write(stream, data)
 					s.emit(progress.Log{ID: id, Stream: stream, Data: data, Time: time.Now()})
 				}
 				if err != nil {
@@ -205,32 +219,68 @@ func (l *stepLog) close() {
 	l.readers.Wait()
 }
 
-// tail keeps the last lines written to it.
+// tail keeps the last lines of both streams, in the order in which they arrived. They are two pipes, so what a command
+// said last on one may be read before much that it said earlier on the other: each keeps its last lines.
 type tail struct {
-	mu  sync.Mutex
-	buf []byte
+	mu      sync.Mutex
+	streams [2]struct {
+		part  []byte // a line that has not ended
+		lines []tailLine
+	}
+	arrived int
 }
 
-const tailBytes, tailLines = 16 << 10, 25
+type tailLine struct {
+	arrived int
+	text    string
+}
 
-func (t *tail) write(p []byte) {
+const (
+	tailLines  = 25
+	tailStderr = 15 // of these at least so many are of standard error, if it has them
+	tailWidth  = 4 << 10
+)
+
+func (t *tail) write(stream int, p []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.buf = append(t.buf, p...)
-	if len(t.buf) > 2*tailBytes {
-		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailBytes:]...)
+	s := &t.streams[stream-1]
+	for {
+		line, rest, ended := bytes.Cut(p, []byte{'\n'})
+		if room := tailWidth - len(s.part); room > 0 {
+			s.part = append(s.part, line[:min(room, len(line))]...)
+		}
+		if !ended {
+			return
+		}
+		t.arrived++
+		if len(s.lines) >= 2*tailLines {
+			s.lines = append(s.lines[:0], s.lines[len(s.lines)-tailLines:]...)
+		}
+		s.lines = append(s.lines, tailLine{t.arrived, string(s.part)})
+		s.part, p = s.part[:0], rest
 	}
 }
 
 func (t *tail) lines() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := strings.Split(strings.TrimRight(string(t.buf), "\n"), "\n")
-	if len(all) > tailLines {
-		all = all[len(all)-tailLines:]
+	var last [2][]tailLine
+	for i := range t.streams {
+		s := &t.streams[i]
+		last[i] = slices.Clone(s.lines)
+		if len(s.part) > 0 {
+			last[i] = append(last[i], tailLine{t.arrived + 1 + i, string(s.part)})
+		}
 	}
-	if len(all) == 1 && all[0] == "" {
-		return nil
+	out, err := last[0], last[1]
+	err = err[max(0, len(err)-max(tailStderr, tailLines-len(out))):]
+	out = out[max(0, len(out)-(tailLines-len(err))):]
+	all := append(slices.Clone(out), err...)
+	slices.SortStableFunc(all, func(a, b tailLine) int { return a.arrived - b.arrived })
+	texts := make([]string, len(all))
+	for i, l := range all {
+		texts[i] = l.text
 	}
-	return all
+	return texts
 }

@@ -221,14 +221,14 @@ func (h *Holder) deathError(waitErr error) error {
 		return ErrClosed
 	default:
 	}
-	msg := "the namespace holder ended unexpectedly"
+	err := errors.New("the namespace holder ended unexpectedly")
 	if waitErr != nil {
-		msg += ": " + waitErr.Error()
+		err = fmt.Errorf("%w: %w", err, waitErr)
 	}
 	if said := h.stderr.String(); said != "" {
-		msg += ": " + said
+		err = fmt.Errorf("%w: %s", err, said)
 	}
-	return errors.New(msg)
+	return err
 }
 
 // Done is closed when the holder is gone and with it everything it started.

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"github.com/docker/go-units"
+
+	"build/internal/build"
+)
+
+// fillLimits reads what bounds the steps: --shm-size and --ulimit.
+func (f *buildFlags) fillLimits(_ *app, o *build.Options) error {
+	if f.shmSize != "" {
+		n, err := units.RAMInBytes(f.shmSize)
+		if err != nil || n < 0 {
+			return usagef("invalid --shm-size %q: the form is a number and b, k, m or g", f.shmSize)
+		}
+		o.ShmSize = n
+	}
+	for _, given := range f.ulimits {
+		u, err := units.ParseUlimit(given)
+		if err != nil {
+			return usagef("invalid --ulimit %q: %v", given, err)
+		}
+		limit, err := u.GetRlimit()
+		if err != nil {
+			return usagef("invalid --ulimit %q: %v", given, err)
+		}
+		o.Rlimits = append(o.Rlimits, build.Rlimit{Resource: limit.Type, Soft: limit.Soft, Hard: limit.Hard})
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+package build
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// damages are what may happen to a file.
+var damages = map[string]func([]byte) []byte{
+	"empty":     func([]byte) []byte { return nil },
+	"truncated": func(b []byte) []byte { return b[:len(b)/2] },
+	"longer":    func(b []byte) []byte { return append(b, 'x') },
+	"first bit": func(b []byte) []byte { b[0] ^= 0x40; return b },
+	"middle": func(b []byte) []byte {
+		b[len(b)/2] ^= 1
+		return b
+	},
+	"rubbish": func(b []byte) []byte { return bytes.Repeat([]byte("{}\n"), len(b)/3+1)[:len(b)] },
+}
+
+// A damaged entry of the store reads as a miss, or is made again: the build gives what it always gives, and what it
+// exports is what it says.
+func TestDamagedStore(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	w.write("f", strings.Repeat("f", 5000), "g", "g")
+	df := from(`
+		FROM base AS a
+		COPY f /f
+		RUN cp /f /copy; echo 1 > /one
+		FROM base
+		COPY --from=a /copy /c
+		RUN cat /c > /d
+		COPY g /g
+	`)
+	build := func(t *testing.T) string {
+		t.Helper()
+		sub := *w
+		sub.t = t
+		dest := w.tmp + "/out.tar"
+		res, _ := sub.ok(df, epoch(1700000000), ociTo(dest), tags("app:1"))
+		if a := readArchive(t, dest); a.digest.String() != res.Digest {
+			t.Errorf("the archive is %s, the result %s", a.digest, res.Digest)
+		}
+		return res.Digest
+	}
+	good := build(t)
+	for _, kind := range []string{"record", "layer", "index", "blobs", "name", "link", "text", "index.json", "context", "local"} {
+		for name, damage := range damages {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				n := damageAll(t, w.root+"/"+kind, damage)
+				if n == 0 && kind != "text" {
+					t.Fatalf("there is no %s to damage", kind)
+				}
+				for range 2 { // the second time with what the first repaired
+					if d := build(t); d != good {
+						t.Errorf("digest %s, want %s", d, good)
+					}
+				}
+			})
+		}
+	}
+	// The store may still know of damage nobody came across; repaired, it is as new.
+	if _, err := Images(t.Context(), StoreOptions{Root: w.root}); err != nil {
+		t.Error(err)
+	}
+}
+
+// damageAll changes every file below dir, or the file dir; directories of layers only by their markers.
+func damageAll(t *testing.T, dir string, damage func([]byte) []byte) (n int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && d.Name() == "fs" {
+			return fs.SkipDir
+		}
+		if !d.Type().IsRegular() {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil || len(b) == 0 {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		n++
+		if err := os.Chmod(path, 0o600); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, damage(b), 0o600); err != nil {
+			return err
+		}
+		return os.Chmod(path, fi.Mode())
+	})
+	must(t, err)
+	return n
+}
+
+// Any one file of the store may be missing, too.
+func TestMissingFiles(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	w.write("f", "f")
+	df := from(`
+		FROM base AS a
+		COPY f /f
+		RUN cp /f /copy
+		FROM base
+		COPY --from=a /copy /c
+	`)
+	first, _ := w.ok(df, epoch(1700000000), tags("app:1"))
+	for _, pattern := range []string{"record/*/*", "layer/*/*", "index/*/*", "blobs/sha256/*", "local/*/dir/*/marker", "name/*/*", "link/*/*", "index.json", "boot/*/*", "lock/*"} {
+		files, err := filepath.Glob(w.root + "/" + pattern)
+		must(t, err)
+		if len(files) == 0 {
+			t.Fatalf("no %s", pattern)
+		}
+		for i, f := range files {
+			if strings.HasPrefix(pattern, "lock") && filepath.Base(f) == "probe" {
+				continue
+			}
+			must(t, os.Rename(f, fmt.Sprintf("%s/away%d", w.tmp, i)))
+			if i%3 == 2 || i == len(files)-1 {
+				dest := w.tmp + "/out.tar"
+				res, _ := w.ok(df, epoch(1700000000), ociTo(dest), tags("app:1"))
+				if res.Digest != first.Digest {
+					t.Errorf("without %s: %s, want %s", f, res.Digest, first.Digest)
+				}
+				readArchive(t, dest)
+			}
+		}
+	}
+}

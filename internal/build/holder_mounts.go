@@ -1,0 +1,174 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"build/executor"
+	"build/snapshot"
+)
+
+// cacheDir is where cache mounts lie below local/<id-kind>/. Collection leaves it alone: what a cache mount holds cannot be
+// made again by anybody but the user's commands.
+const cacheDir = "cache"
+
+// attach adds trees and cache mounts to a step. What it made is given up by the function it returns.
+func (n *inside) attach(ctx context.Context, req *runRequest) (release func(), err error) {
+	var undo []func()
+	release = func() {
+		for _, f := range slices.Backward(undo) {
+			f()
+		}
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	for _, t := range req.Trees {
+		up, err := n.layers.Begin(ctx, t.Chain)
+		if err != nil {
+			return nil, fmt.Errorf("mount on %s: %w", t.Target, err)
+		}
+		undo = append(undo, up.Discard)
+		req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: t.Target, Source: executor.BindTree{
+			Overlay: executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}, Sub: t.Sub, ReadOnly: t.ReadOnly,
+		}})
+	}
+	// Steps that lock several caches lock them in the same order.
+	slices.SortStableFunc(req.Caches, func(a, b cacheMount) int { return strings.Compare(a.Key, b.Key) })
+	held := map[string]string{} // by key: one step may show the same cache twice
+	for _, c := range req.Caches {
+		dir, ok := held[c.Key]
+		if !ok {
+			var unlock func()
+			if dir, unlock, err = n.cacheMount(ctx, c); err != nil {
+				return nil, fmt.Errorf("cache mount on %s: %w", c.Target, err)
+			}
+			undo, held[c.Key] = append(undo, unlock), dir
+		}
+		req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: c.Target, Source: executor.BindPath{Path: dir, Sub: c.Sub, ReadOnly: c.ReadOnly}})
+	}
+	return release, nil
+}
+
+// cacheMount returns the directory of a cache, made and filled when it is not there, and locked as its sharing says.
+func (n *inside) cacheMount(ctx context.Context, c cacheMount) (dir string, unlock func(), err error) {
+	switch c.Sharing {
+	case "locked":
+		unlock, err = n.store.Lock(ctx, "cache-"+c.Key, nil)
+		if err != nil {
+			return "", nil, err
+		}
+		dir, err = n.fillCache(ctx, c, c.Key)
+	case "private":
+		// The first copy nobody uses now; one more is made when all are in use.
+		for i := 0; unlock == nil; i++ {
+			name := c.Key + "." + strconv.Itoa(i)
+			release, ok, err := n.store.TryLock("cache-" + name)
+			if err != nil {
+				return "", nil, err
+			}
+			if ok {
+				unlock = release
+				dir, err = n.fillCache(ctx, c, name)
+				if err != nil {
+					unlock()
+					return "", nil, err
+				}
+			}
+		}
+	default:
+		unlock = func() {}
+		dir, err = n.fillCache(ctx, c, c.Key)
+	}
+	if err != nil {
+		unlock()
+	}
+	return dir, unlock, err
+}
+
+// fillCache makes the directory when it is missing: beside its place first, so that nobody sees a half-filled one.
+func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (string, error) {
+	dir := filepath.Join(n.store.Local(n.kind), cacheDir, name)
+	if _, err := os.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	done, err := n.store.Lock(ctx, "cache-make-"+name, nil)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	if _, err := os.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return "", err
+	}
+	tmp, release, err := n.store.LocalTemp(n.kind)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	fresh := filepath.Join(tmp, "fs")
+	if err := os.Mkdir(fresh, 0o700); err != nil {
+		return "", err
+	}
+	top := fresh
+	if c.Seed != "" {
+		if err := n.seed(ctx, c, fresh); err != nil {
+			return "", err
+		}
+		top = filepath.Join(fresh, filepath.Clean("/"+c.Sub))
+	}
+	// A seed made of layers has no symlink on the way: Apply made every component a directory of its own.
+	if err := unix.Fchownat(unix.AT_FDCWD, top, int(c.UID), int(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return "", fmt.Errorf("owner %d:%d: %w", c.UID, c.GID, err)
+	}
+	if err := os.Chmod(top, os.FileMode(c.Mode&0o777)|sticky(c.Mode)); err != nil {
+		return "", err
+	}
+	return dir, os.Rename(fresh, dir)
+}
+
+func sticky(mode uint32) (m os.FileMode) {
+	if mode&unix.S_ISVTX != 0 {
+		m |= os.ModeSticky
+	}
+	if mode&unix.S_ISGID != 0 {
+		m |= os.ModeSetgid
+	}
+	if mode&unix.S_ISUID != 0 {
+		m |= os.ModeSetuid
+	}
+	return m
+}
+
+func (n *inside) seed(ctx context.Context, c cacheMount, into string) error {
+	r, err := n.layers.OpenTar(ctx, c.Seed)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	d, err := os.Open(into)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if _, err = snapshot.Apply(ctx, d, r); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(into, filepath.Clean("/"+c.Sub))); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the seed has no %s", c.Sub)
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+package build
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+
+	"build/cache"
+	"build/dag"
+	"build/executor"
+	"build/internal/tree"
+	"build/snapshot"
+)
+
+// Secret is one --secret: what RUN --mount=type=secret shows. It enters no key, no record and no log.
+type Secret struct {
+	ID   string
+	Data []byte
+}
+
+// treeMount is a path of a chain of layers that a step sees somewhere (type=bind).
+type treeMount struct {
+	Target   string
+	Chain    []digest.Digest
+	Sub      string
+	ReadOnly bool
+}
+
+// cacheMount is a directory that outlives the step and belongs to no layer (type=cache).
+type cacheMount struct {
+	Target   string
+	Key      string // names the directory
+	Sub      string
+	Sharing  string
+	ReadOnly bool
+	Mode     uint32
+	UID, GID uint32
+	Seed     digest.Digest // layer with what it is first filled with; "" nothing
+}
+
+// mountFields adds what a RUN's mounts say to its key. The content of what is mounted comes with the inputs.
+func (e *evaluator) mountFields(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Run) error {
+	for i, m := range op.Mounts {
+		name := "mount" + strconv.Itoa(i)
+		h.Field(name, fmt.Sprintf("%s %s %s ro=%v env=%s size=%d", m.Type, m.Target, m.Source, m.ReadOnly, m.Env, m.Size))
+		if !e.mountsContext(step, m) {
+			continue
+		}
+		sel, err := e.mountSelection(ctx, step, i, m, nil)
+		if err != nil {
+			return err
+		}
+		h.Field(name+":context", hex.EncodeToString(sel.sum[:]))
+	}
+	return nil
+}
+
+// mountContent adds, for every tree a RUN mounts, the content of the path it mounts: what changed elsewhere in that tree
+// changes nothing for the step.
+func (e *evaluator) mountContent(ctx context.Context, h *cache.Hash, step *dag.Step, op dag.Run, in []*outcome) error {
+	for i, m := range op.Mounts {
+		if m.Input < 0 || in[m.Input] == nil {
+			continue
+		}
+		sel, err := e.mountSelection(ctx, step, i, m, in[m.Input])
+		if err != nil {
+			return err
+		}
+		h.Field("mount"+strconv.Itoa(i)+":content", hex.EncodeToString(sel.sum[:]))
+	}
+	return nil
+}
+
+// mountsContext reports whether a mount shows a context rather than a chain of layers.
+func (e *evaluator) mountsContext(step *dag.Step, m dag.Mount) bool {
+	if m.Input < 0 {
+		return false
+	}
+	_, ok := e.graph.Steps[step.Inputs[m.Input]].Op.(dag.Context)
+	return ok
+}
+
+// mountSelection is what mount i shows: the path it names, as a COPY of it would take it.
+func (e *evaluator) mountSelection(ctx context.Context, step *dag.Step, i int, m dag.Mount, from *outcome) (*selection, error) {
+	return once(e, e.mountSels, mountID{step.ID, i}, func() (*selection, error) {
+		var src snapshot.Source
+		var err error
+		if from == nil {
+			src, err = e.contexts.get(e.graph.Steps[step.Inputs[m.Input]].Op.(dag.Context).Name)
+		} else {
+			src, err = e.chainSource(ctx, from)
+		}
+		if err != nil {
+			return nil, err
+		}
+		dest := "/" + tree.Clean(m.Source)
+		if entry, ok, err := src.Lstat(tree.Clean(m.Source)); err != nil {
+			return nil, err
+		} else if ok && entry.Type == tree.Dir && dest != "/" {
+			dest += "/"
+		}
+		s := &selection{spec: &snapshot.CopySpec{Sources: []snapshot.CopySource{{Path: m.Source}}, Dest: dest, Now: e.began}}
+		if s.files, err = snapshot.Select(ctx, src, s.spec); err != nil {
+			return nil, err
+		}
+		s.sum, err = s.files.Digest(ctx)
+		return s, err
+	}).wait(ctx)
+}
+
+type mountID struct {
+	step  dag.ID
+	mount int
+}
+
+// layerOf writes what a mount shows as a layer: a context is never mounted itself, because a step must see the files
+// that the ignore rules leave, as they were hashed, and must not be able to change the caller's.
+func (e *evaluator) layerOf(ctx context.Context, sel *selection) (digest.Digest, error) {
+	h := cache.NewHash("mounted files")
+	h.Field("selection", hex.EncodeToString(sel.sum[:]))
+	h.Field("at", sel.spec.Dest)
+	key := h.Sum()
+	if rec, err := e.cache.Get(key); err == nil && len(rec.Layers) == 1 && e.obtainable(rec.Layers[0]) {
+		return rec.Layers[0], nil
+	}
+	d, err := e.writeLayer(ctx, func(w *snapshot.Writer) error { return sel.files.Write(ctx, tree.NewChain(nil), w) })
+	if err != nil {
+		return "", err
+	}
+	return d, e.cache.Put(key, &cache.Record{Layers: []digest.Digest{d}, Own: 1, Created: e.began, Step: "mounted files", Text: h.Text()})
+}
+
+// mounts turns the mounts of a RUN into what the holder is asked for, and adds to the command's environment.
+func (e *evaluator) mounts(ctx context.Context, step *dag.Step, op dag.Run, in []*outcome, req *runRequest) error {
+	for i, m := range op.Mounts {
+		var err error
+		switch m.Type {
+		case dag.MountTmpfs:
+			req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: m.Target, Source: executor.Tmpfs{Size: m.Size}})
+		case dag.MountSecret:
+			err = e.secretMount(m, req)
+		case dag.MountBind:
+			err = e.bindMount(ctx, step, i, m, in, req)
+		case dag.MountCache:
+			err = e.cacheMount(ctx, step, i, m, in, req)
+		default:
+			err = &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *evaluator) bindMount(ctx context.Context, step *dag.Step, i int, m dag.Mount, in []*outcome, req *runRequest) error {
+	t := treeMount{Target: m.Target, Sub: m.Source, ReadOnly: m.ReadOnly}
+	if m.Input < 0 {
+		return fmt.Errorf("internal error: a bind mount without a source")
+	}
+	if o := in[m.Input]; o != nil {
+		t.Chain = o.chain
+		if err := e.makeUnpackable(ctx, t.Chain); err != nil {
+			return err
+		}
+	} else {
+		sel, err := e.mountSelection(ctx, step, i, m, nil)
+		if err != nil {
+			return err
+		}
+		d, err := e.layerOf(ctx, sel)
+		if err != nil {
+			return err
+		}
+		t.Chain = []digest.Digest{d}
+	}
+	req.Trees = append(req.Trees, t)
+	return nil
+}
+
+func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag.Mount, in []*outcome, req *runRequest) error {
+	c := cacheMount{Target: m.Target, Sharing: m.Sharing, ReadOnly: m.ReadOnly, Mode: 0o755}
+	if m.Mode != nil {
+		c.Mode = *m.Mode
+	}
+	if m.UID != nil {
+		c.UID = *m.UID
+	}
+	if m.GID != nil {
+		c.GID = *m.GID
+	}
+	h := cache.NewHash("cache mount")
+	h.Field("namespace", m.Namespace)
+	h.Field("id", m.ID)
+	if m.Input >= 0 {
+		sel, err := e.mountSelection(ctx, step, i, m, in[m.Input])
+		if err != nil {
+			return err
+		}
+		if c.Seed, err = e.layerOf(ctx, sel); err != nil {
+			return err
+		}
+		c.Sub = m.Source
+		h.Field("seed", hex.EncodeToString(sel.sum[:]))
+	}
+	c.Key = h.Sum().String()
+	req.Caches = append(req.Caches, c)
+	return nil
+}
+
+// secretMount shows a secret as a file in memory, as an environment variable, or both.
+func (e *evaluator) secretMount(m dag.Mount, req *runRequest) error {
+	var secret *Secret
+	for i := range e.opts.Secrets {
+		if e.opts.Secrets[i].ID == m.ID {
+			secret = &e.opts.Secrets[i]
+		}
+	}
+	if secret == nil {
+		if m.Required {
+			return &UsageError{Msg: fmt.Sprintf("secret %s: not found", m.ID), Hint: fmt.Sprintf("give it with --secret id=%s,src=FILE or --secret id=%s,env=NAME", m.ID, m.ID)}
+		}
+		return nil
+	}
+	if m.Env != "" {
+		req.Spec.Env = append(req.Spec.Env, m.Env+"="+string(secret.Data))
+	}
+	if m.Target == "" {
+		return nil
+	}
+	f := executor.File{Data: secret.Data, Mode: 0o400}
+	if m.Mode != nil {
+		f.Mode = *m.Mode
+	}
+	if m.UID != nil {
+		f.UID = *m.UID
+	}
+	if m.GID != nil {
+		f.GID = *m.GID
+	}
+	req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: m.Target, Source: f})
+	return nil
+}
+
+// maxSecret is what BuildKit takes.
+const maxSecret = 500 << 10
+
+// ReadSecret makes a secret of a file's content.
+func ReadSecret(id, file string) (Secret, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return Secret{}, &UsageError{Msg: fmt.Sprintf("--secret id=%s: %v", id, err)}
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err != nil {
+		return Secret{}, &UsageError{Msg: fmt.Sprintf("--secret id=%s: %v", id, err)}
+	}
+	if len(data) > maxSecret {
+		return Secret{}, &UsageError{Msg: fmt.Sprintf("--secret id=%s: %s has more than %d bytes", id, file, maxSecret)}
+	}
+	return Secret{ID: id, Data: data}, nil
+}
