@@ -14,26 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reentry must be called first in main. In the first process of a step it never returns; elsewhere it returns false at once.
-func Reentry() bool {
+// init turns a process that was started as one of this package's helpers into that helper; it does not return then. It does
+// not wait for main, because the initialization of what else is in the program takes longer than setting up a sandbox, and every
+// RUN would pay for it. Go initializes packages by the order of their names as soon as what they import is initialized, so this
+// package comes before most others while it imports little: neither net nor os/exec, for instance (TestStartsEarly).
+func init() {
 	if len(os.Args) != 1 {
-		return false
+		return
 	}
 	switch os.Args[0] {
 	case argInit:
 		stepInit()
 	case argProbe:
 		probeInit()
-	default:
-		return false
 	}
-	return true
 }
 
 // stepInit is the first process of a step, alone in its new namespaces. Credentials, capabilities and filters belong to
-// threads, and the thread that executes the command is the one whose count.
+// threads, and the thread that executes the command is the one whose count: the first, on which all initialization runs.
 func stepInit() {
-	runtime.LockOSThread()
 	err := runInit()
 	m := message{}
 	var exit *ExitError
@@ -258,6 +257,9 @@ func giveStdio(uid uint32) {
 }
 
 func installFilter(filter []unix.SockFilter) error {
+	if len(filter) == 0 {
+		return errors.New("there is none")
+	}
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filter)

@@ -30,7 +30,6 @@ const (
 
 func TestMain(m *testing.M) {
 	userns.Reentry(map[string]userns.Handler{"run": handleRun, "probe": handleProbe, "remove": handleRemove})
-	executor.Reentry()
 	if os.Getenv(crashVar) != "" {
 		crashMain()
 	}

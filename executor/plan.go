@@ -1,10 +1,6 @@
 package executor
 
-import (
-	"path"
-
-	"golang.org/x/sys/unix"
-)
+import "path"
 
 // argInit is argument zero of a step's first process, which sets up the sandbox from inside and then becomes the command.
 const argInit = "build-step-init"
@@ -22,6 +18,10 @@ const (
 // initExePath names initExe to execve.
 const initExePath = "/proc/self/fd/6"
 
+// initEnv is the environment of that process, not of the command: one thread is enough for it, and its runtime need not find out
+// how many the cgroup allows.
+var initEnv = []string{"GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
+
 // plan is what the step's first process has to do. Everything that could be decided outside has been.
 type plan struct {
 	Args, Env  rawStrings
@@ -33,7 +33,7 @@ type plan struct {
 	Insecure   bool
 	ShmSize    int64
 	Rlimits    []Rlimit
-	Filter     []unix.SockFilter
+	Filter     rawFilter // none when Insecure
 	KeepCaps   uint64
 	Mounts     []preparedMount
 	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -82,7 +80,7 @@ func probeOverlay(dir string) (way string, err error) {
 	defer os.RemoveAll(tmp)
 	o := Overlay{Lower: []string{tmp + "/lower"}, Upper: tmp + "/upper", Work: tmp + "/work"}
 	for _, d := range []string{"lower/dir/sub", "upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(tmp, d), 0o755); err != nil {
+		if err := os.MkdirAll(tmp+"/"+d, 0o755); err != nil {
 			return "", err
 		}
 	}
@@ -136,19 +134,32 @@ func probeNamespaces(ctx context.Context) ([]Check, error) {
 		return nil, err
 	}
 	defer r.Close()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{argProbe}, []string{}, "/", []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: stepNamespaces | unix.CLONE_NEWNET}
-	err = cmd.Start()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		w.Close()
+		return nil, err
+	}
+	p, err := os.StartProcess("/proc/self/exe", []string{argProbe}, &os.ProcAttr{
+		Dir: "/", Env: []string{}, Files: []*os.File{null, null, null, w},
+		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: stepNamespaces | unix.CLONE_NEWNET},
+	})
+	null.Close()
 	w.Close()
 	if err != nil {
 		return nil, startError(err)
 	}
+	stop := context.AfterFunc(ctx, func() { p.Kill() })
 	data, rerr := io.ReadAll(r)
-	if err := cmd.Wait(); err != nil {
+	state, err := p.Wait()
+	stop()
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
 		return nil, fmt.Errorf("the probing process: %w", err)
-	}
-	if rerr != nil {
+	case !state.Success():
+		return nil, fmt.Errorf("the probing process: %s", state)
+	case rerr != nil:
 		return nil, rerr
 	}
 	var checks []Check

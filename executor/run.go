@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -132,33 +130,35 @@ func environment(env []string, home string) []string {
 // stepNamespaces are those that every step has of its own.
 const stepNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
 
-func (s *step) command(stdin, stdout, stderr, sock, planFile *os.File) (*exec.Cmd, error) {
+// start makes the step's first process.
+func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Process, error) {
 	exe, err := protectedExe()
 	if err != nil {
-		return nil, err
+		return nil, setupError("start the step", err)
 	}
 	flags := uintptr(stepNamespaces)
 	if s.plan.Loopback {
 		flags |= unix.CLONE_NEWNET
 	}
-	cmd := &exec.Cmd{
-		Path: initExePath, Args: []string{argInit}, Env: []string{}, Dir: "/",
-		ExtraFiles: append([]*os.File{sock, planFile, s.root, exe}, s.sources.files...),
-		SysProcAttr: &syscall.SysProcAttr{
-			Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL,
-		},
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, setupError("start the step", err)
 	}
-	// Only files: a copying goroutine of os/exec would wait for whatever still has the other end open.
-	if stdin != nil {
-		cmd.Stdin = stdin
+	defer null.Close()
+	files := []*os.File{stdin, stdout, stderr, sock, planFile, s.root, exe}
+	for i := range initSocket {
+		if files[i] == nil {
+			files[i] = null
+		}
 	}
-	if stdout != nil {
-		cmd.Stdout = stdout
+	p, err := os.StartProcess(initExePath, []string{argInit}, &os.ProcAttr{
+		Dir: "/", Env: initEnv, Files: append(files, s.sources.files...),
+		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL},
+	})
+	if err != nil {
+		return nil, startError(err)
 	}
-	if stderr != nil {
-		cmd.Stderr = stderr
-	}
-	return cmd, nil
+	return p, nil
 }
 
 func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
@@ -173,33 +173,27 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	cmd, err := s.command(stdin, stdout, stderr, theirs, planFile)
-	if err != nil {
-		return setupError("start the step", err)
-	}
 	// The parent-death signal is sent when the thread that made the child ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
-		return startError(err)
+	p, err := s.start(stdin, stdout, stderr, theirs, planFile)
+	if err != nil {
+		return err
 	}
 	theirs.Close()
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() }) // by pidfd: its death kills all of the pid namespace
-	listened := make(chan struct{})
-	go func() {
-		defer close(listened)
-		s.listen(ours)
-	}()
-	err = cmd.Wait()
+	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
+	s.listen(ours)
+	state, err := p.Wait()
 	stop()
-	<-listened
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case s.failed != nil:
 		return s.failed
+	case err != nil:
+		return setupError("wait for the step", err)
 	}
-	return exitError(err)
+	return exitError(state)
 }
 
 // writePlan gives the plan as a file: pipes and sockets are too small for the largest of them.
@@ -221,28 +215,20 @@ func writePlan(p *plan) (*os.File, error) {
 	return f, err
 }
 
-func messagePair() (ours *net.UnixConn, theirs *os.File, err error) {
+func messagePair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	theirs = os.NewFile(uintptr(fds[1]), "step")
-	f := os.NewFile(uintptr(fds[0]), "step")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return c.(*net.UnixConn), theirs, nil
+	return os.NewFile(uintptr(fds[0]), "step"), os.NewFile(uintptr(fds[1]), "step"), nil
 }
 
-// listen takes the step's messages until it executes its command or ends.
-func (s *step) listen(c *net.UnixConn) {
+// listen takes the step's messages until it executes its command or ends: either closes the last descriptor of its socket.
+func (s *step) listen(socket *os.File) {
 	buf := make([]byte, 256<<10)
 	oob := make([]byte, unix.CmsgSpace(4*253))
 	for {
-		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+		n, oobn, err := receive(socket, buf, oob)
 		if err != nil || n == 0 {
 			return
 		}
@@ -261,6 +247,16 @@ func (s *step) listen(c *net.UnixConn) {
 			s.failed = m.Exit
 		} else if m.Setup != nil {
 			s.failed = m.Setup
+		}
+	}
+}
+
+// receive waits for one message.
+func receive(socket *os.File, buf, oob []byte) (n, oobn int, err error) {
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(int(socket.Fd()), buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			return n, oobn, err
 		}
 	}
 }
@@ -301,19 +297,15 @@ func startError(err error) error {
 }
 
 // exitError translates how the command ended.
-func exitError(err error) error {
-	if err == nil {
-		return nil
-	}
-	var ee *exec.ExitError
-	if !errors.As(err, &ee) {
-		return setupError("wait for the step", err)
-	}
-	ws, ok := ee.Sys().(syscall.WaitStatus)
-	if ok && ws.Signaled() {
+func exitError(state *os.ProcessState) error {
+	ws := state.Sys().(syscall.WaitStatus)
+	switch {
+	case ws.Signaled():
 		return &ExitError{Code: 128 + int(ws.Signal()), Signal: ws.Signal().String()}
+	case ws.ExitStatus() != 0:
+		return &ExitError{Code: ws.ExitStatus()}
 	}
-	return &ExitError{Code: ee.ExitCode()}
+	return nil
 }
 
 // removeStubs takes away the mount points that were made for this run, as far as they are still what was made and empty.

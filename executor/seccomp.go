@@ -2,6 +2,8 @@ package executor
 
 import (
 	"cmp"
+	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"runtime"
 	"slices"
@@ -28,6 +30,40 @@ var sandboxFilter = sync.OnceValues(func() ([]unix.SockFilter, error) {
 	}
 	return compileFilter(profile, abis)
 })
+
+// rawFilter is a program whose JSON form is its bytes, in base64: as numbers, encoding and decoding it took a tenth of the time
+// a step takes to start.
+type rawFilter []unix.SockFilter
+
+// instructionSize is what the kernel says: two bytes of code, two jumps, four bytes of operand.
+const instructionSize = 8
+
+func (f rawFilter) MarshalJSON() ([]byte, error) {
+	out := make([]byte, 0, len(f)*instructionSize)
+	for _, in := range f {
+		out = binary.NativeEndian.AppendUint16(out, in.Code)
+		out = append(out, in.Jt, in.Jf)
+		out = binary.NativeEndian.AppendUint32(out, in.K)
+	}
+	return json.Marshal(out)
+}
+
+func (f *rawFilter) UnmarshalJSON(b []byte) error {
+	var in []byte
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	if len(in)%instructionSize != 0 {
+		return fmt.Errorf("a filter of %d bytes ends within an instruction", len(in))
+	}
+	*f = make(rawFilter, 0, len(in)/instructionSize)
+	for ; len(in) > 0; in = in[instructionSize:] {
+		*f = append(*f, unix.SockFilter{
+			Code: binary.NativeEndian.Uint16(in), Jt: in[2], Jf: in[3], K: binary.NativeEndian.Uint32(in[4:]),
+		})
+	}
+	return nil
+}
 
 // abi is one way of entering the kernel.
 type abi struct {

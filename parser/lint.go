@@ -68,3 +68,6 @@ func lintCase(stages []instructions.Stage, lint *linter.Linter) {
 		}
 	}
 }
+
+// Printable keeps words of a Dockerfile from doing anything to the terminal they are shown on.
+func Printable(text string) string { return printable(text) }

@@ -211,14 +211,20 @@ func (l *Layers) compress(ctx context.Context, diffID digest.Digest, c Compressi
 		}
 		return plainBlob(diffID, r.Size()), r.Close()
 	}
-	r, err := l.openTar(ctx, diffID)
+	sum := digest.SHA256.Digester()
+	r, err := l.openTar(ctx, diffID, func(b []byte) error { _, err := sum.Hash().Write(b); return err })
 	if err != nil {
 		return Blob{}, err
 	}
 	defer r.Close()
 	desc, err := l.writeCompressed(ctx, c, func(w io.Writer) error {
-		_, err := io.Copy(w, r)
-		return err
+		if _, err := io.Copy(w, r); err != nil {
+			return err
+		}
+		if got := sum.Digest(); got != diffID { // else what lies would be compressed into something that seems sound
+			return &DigestError{What: "diffID", Want: diffID, Got: got}
+		}
+		return nil
 	})
 	if err != nil {
 		return Blob{}, err
@@ -306,7 +312,8 @@ func (l *Layers) readView(key string) (Result, bool) {
 
 // clampAndCompress rewrites and compresses a layer in one pass.
 func (l *Layers) clampAndCompress(ctx context.Context, diffID digest.Digest, c Compression, epoch time.Time) (Result, error) {
-	r, err := l.openTar(ctx, diffID)
+	in := digest.SHA256.Digester()
+	r, err := l.openTar(ctx, diffID, func(b []byte) error { _, err := in.Hash().Write(b); return err })
 	if err != nil {
 		return Result{}, err
 	}
@@ -315,6 +322,12 @@ func (l *Layers) clampAndCompress(ctx context.Context, diffID digest.Digest, c C
 	desc, err := l.writeCompressed(ctx, c, func(w io.Writer) error {
 		out := newAsyncWriter(io.MultiWriter(sum.Hash(), w))
 		err := clampTimes(ctx, out, r, epoch)
+		if err == nil {
+			_, err = io.Copy(io.Discard, r) // what follows the end of the archive
+		}
+		if got := in.Digest(); err == nil && got != diffID {
+			err = &DigestError{What: "diffID", Want: diffID, Got: got}
+		}
 		return errors.Join(err, out.Close())
 	})
 	if err != nil {

@@ -213,10 +213,7 @@ func (l *Layers) Here(diffID digest.Digest) bool {
 	if diffID.Validate() != nil {
 		return false
 	}
-	if l.st.HasBlob(diffID, -1) {
-		return true
-	}
-	blobs, err := l.Blobs(diffID)
+	blobs, err := l.Blobs(diffID) // not a mere look for the plain one: its size is compared with what was noted
 	return err == nil && slices.ContainsFunc(blobs, func(b Blob) bool { return b.Local })
 }
 

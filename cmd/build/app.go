@@ -92,9 +92,9 @@ func (a *app) execute(ctx context.Context, args []string, g *globalFlags) error 
 func withBuildWord(args []string) []string {
 	for i := 0; i < len(args); i++ {
 		switch arg := args[i]; {
-		case arg == "--root" || arg == "--insecure":
+		case arg == "--root" || arg == "--insecure" || arg == "--registry-mirror":
 			i++
-		case strings.HasPrefix(arg, "--root="), strings.HasPrefix(arg, "--insecure="), arg == "--offline", strings.HasPrefix(arg, "--offline="):
+		case strings.HasPrefix(arg, "--root="), strings.HasPrefix(arg, "--insecure="), strings.HasPrefix(arg, "--registry-mirror="), arg == "--offline", strings.HasPrefix(arg, "--offline="):
 		case arg == "--help", arg == "-h", arg == "--version", arg == "-v":
 			return args
 		case len(arg) > 1 && arg[0] == '-':
@@ -131,6 +131,7 @@ func (a *app) rootCommand(g *globalFlags) *cobra.Command {
 type globalFlags struct {
 	root         string
 	insecure     []string
+	mirrors      []string
 	offline      bool
 	dockerConfig string // from docker's own --config; not a flag of ours
 }
@@ -138,6 +139,7 @@ type globalFlags struct {
 func (g *globalFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&g.root, "root", g.root, "the store's `DIR` (default $BUILD_ROOT, else $XDG_DATA_HOME/build, for root /var/lib/build)")
 	fs.StringArrayVar(&g.insecure, "insecure", g.insecure, "registry `HOST` that may be reached by plain HTTP or with a certificate nobody vouches for")
+	fs.StringArrayVar(&g.mirrors, "registry-mirror", g.mirrors, "`HOST=PREFIX`: look for images of HOST below PREFIX first, e.g. docker.io=mirror.example/hub (repeatable; default $BUILD_REGISTRY_MIRRORS, comma-separated)")
 	fs.BoolVar(&g.offline, "offline", g.offline, "open no network connection; what is not in the store is an error")
 }
 

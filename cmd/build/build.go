@@ -81,6 +81,10 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if err != nil {
 		return err
 	}
+	call, err := f.inspection()
+	if err != nil {
+		return err
+	}
 	display, err := progress.New(mode, a.stderr, a.displayOptions(o.Mask))
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
@@ -88,12 +92,20 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	o.Progress = display
 	// A terminal that was stopped must not hold up the end of a build that was told to stop.
 	defer context.AfterFunc(ctx, display.Unblock)()
+	if call != nil {
+		return a.inspect(ctx, o, call, display.Close)
+	}
 	res, err := build.Run(ctx, o)
 	if cerr := display.Close(); err == nil && cerr != nil && !errors.Is(cerr, os.ErrClosed) {
 		err = fmt.Errorf("show progress: %w", cerr)
 	}
 	if err != nil {
 		return f.recordFailure(err)
+	}
+	if mode != progress.Quiet && mode != progress.RawJSON {
+		if err := build.PrintWarnings(a.stderr, res.Warnings); err != nil {
+			return fmt.Errorf("list the warnings: %w", err)
+		}
 	}
 	return a.printResult(&o, res, mode == progress.Quiet, printID)
 }

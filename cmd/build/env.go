@@ -21,10 +21,30 @@ func (a *app) storeOptions(g *globalFlags) (build.StoreOptions, error) {
 	if err != nil {
 		return build.StoreOptions{}, err
 	}
+	mirrors, err := a.mirrors(g.mirrors)
+	if err != nil {
+		return build.StoreOptions{}, err
+	}
 	return build.StoreOptions{
-		Root: root, Insecure: g.insecure, Offline: g.offline,
+		Root: root, Insecure: g.insecure, Mirrors: mirrors, Offline: g.offline,
 		DockerConfig: a.dockerConfig(g), CertsDirs: a.certsDirs(),
 	}, nil
+}
+
+// mirrors reads --registry-mirror, or the environment where there is none.
+func (a *app) mirrors(given []string) ([]build.Mirror, error) {
+	if env := a.getenv("BUILD_REGISTRY_MIRRORS"); len(given) == 0 && env != "" {
+		given = strings.Split(env, ",")
+	}
+	var out []build.Mirror
+	for _, m := range given {
+		host, prefix, ok := strings.Cut(strings.TrimSpace(m), "=")
+		if prefix = strings.Trim(prefix, "/"); !ok || host == "" || prefix == "" {
+			return nil, usagef("invalid mirror %q: the form is HOST=PREFIX, such as docker.io=mirror.example/hub", m)
+		}
+		out = append(out, build.Mirror{Host: host, Prefix: prefix})
+	}
+	return out, nil
 }
 
 func (a *app) storeRoot(flag string) (string, error) {

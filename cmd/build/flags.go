@@ -38,6 +38,9 @@ type buildFlags struct {
 	shmSize       string
 	ulimits       []string
 
+	call  string
+	check bool
+
 	others []seenFlag // flags without a variable of their own, in the order of the command line
 }
 
@@ -66,6 +69,8 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
 	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
+	fs.StringVar(&f.call, "call", "", "ask instead of building, `METHOD`: check, outline, targets or subrequests.describe; with ,format=json, ,format=sarif (check) and ,ignorestatus")
+	fs.BoolVar(&f.check, "check", false, "look for mistakes instead of building; the same as --call=check")
 	defineOthers(fs, &f.others)
 	fs.SortFlags = true
 }

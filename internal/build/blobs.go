@@ -39,7 +39,12 @@ func readBlob(st *store.Store, d digest.Digest, size int64) ([]byte, error) {
 func putBlob(st *store.Store, b []byte) error {
 	d := digest.FromBytes(b)
 	if st.HasBlob(d, int64(len(b))) {
-		return nil
+		if have, err := readBlob(st, d, int64(len(b))); err == nil && bytes.Equal(have, b) {
+			return nil
+		}
+		if err := st.RemoveBlob(d); err != nil {
+			return err
+		}
 	}
 	w, err := st.NewBlob(context.Background())
 	if err != nil {

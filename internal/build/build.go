@@ -26,16 +26,33 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		o.Stdin = io.TeeReader(o.Stdin, &typed)
 	}
 	res, err := runOnce(ctx, &o)
-	if changed := changedWhileRead(err); changed != "" && o.Context != "-" && ctx.Err() == nil {
-		// Keys were made of what the file held before. All of them are suspect, so the build starts over, once.
-		o.Progress.Emit(progress.Warning{Text: changed + " changed while it was read: starting over"})
-		o.Stdin = &typed
+	for again := startOver(err); again != "" && o.Context != "-" && ctx.Err() == nil; {
+		o.Progress.Emit(progress.Warning{Text: again + ": starting over"})
+		o.Stdin = bytes.NewReader(typed.Bytes())
+		before := again
 		res, err = runOnce(ctx, &o)
+		if again = startOver(err); again == before { // it does not get better
+			break
+		}
 	}
 	return res, err
 }
 
+// startOver says why a build that failed is worth another try; "" when it is not.
+func startOver(err error) string {
+	var damaged *damagedError
+	if errors.As(err, &damaged) {
+		return damaged.found()
+	}
+	// Keys were made of what the file held before. All of them are suspect.
+	if path := changedWhileRead(err); path != "" {
+		return path + " changed while it was read"
+	}
+	return ""
+}
+
 func runOnce(ctx context.Context, o *Options) (*Result, error) {
+	outer := ctx
 	s, ctx, err := openSession(ctx, o)
 	if err != nil {
 		return nil, err
@@ -43,7 +60,7 @@ func runOnce(ctx context.Context, o *Options) (*Result, error) {
 	defer s.close()
 	res, err := s.build(ctx)
 	if err != nil {
-		return nil, s.firstCause(ctx, err)
+		return nil, s.blameStore(outer, s.firstCause(ctx, err))
 	}
 	return res, nil
 }
@@ -108,6 +125,9 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.lintFailure(file); err != nil {
+		return nil, err
+	}
 	s.epoch = products[0].graph.Epoch
 	s.planOutputs()
 	for _, p := range products {
@@ -123,7 +143,7 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res.Cached, res.Ran = s.tallies.cached, s.tallies.ran
+	res.Cached, res.Ran, res.Warnings = s.tallies.cached, s.tallies.ran, s.found.sorted()
 	return res, nil
 }
 
@@ -171,16 +191,13 @@ func (s *session) lower(ctx context.Context, f *parser.File, platform int) (*dag
 	have := map[dag.NeedKey]dag.Resolved{}
 	for {
 		g, needs, err := dag.Lower(f, s.dagOptions(platform), have)
+		if g != nil {
+			s.warnOfAll(g.Warnings)
+		}
 		if err != nil {
 			return nil, err
 		}
 		if len(needs) == 0 {
-			for _, w := range g.Warnings {
-				if platform > 0 {
-					break // the same as for the first
-				}
-				s.emit(progress.Warning{Text: w.Msg, Pos: w.Range.String()})
-			}
 			return g, nil
 		}
 		before := len(have)
@@ -206,6 +223,7 @@ func (s *session) dagOptions(platform int) dag.Options {
 	d := dag.Options{
 		BuildArgs: s.buildArgs(), Target: o.Target, Labels: labels, BuildPlatform: hostPlatform(),
 		Contexts: ctxs, NoCache: o.NoCache, NoCacheStages: o.NoCacheStages, Epoch: o.Epoch, Network: o.Network,
+		Ignored: s.leavesOut, AllStages: s.asked == CallCheck && o.Target == "", Outline: s.asked == CallOutline,
 	}
 	if len(o.Platforms) > 0 {
 		d.Platform = o.Platforms[platform]

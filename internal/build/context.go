@@ -31,8 +31,8 @@ func (s *session) loadDockerfile(ctx context.Context) (*parser.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.dockerfile = df.Data
-	return parser.Parse(df.Name, df.Data, parser.Options{Args: s.buildArgs()})
+	s.dockerfile, s.definition = df.Data, df
+	return parser.Parse(df.Name, df.Data, parser.Options{Args: s.buildArgs(), Warn: s.warnOf})
 }
 
 func (s *session) dockerfileName() string {

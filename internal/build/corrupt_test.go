@@ -47,16 +47,24 @@ func TestDamagedStore(t *testing.T) {
 		if a := readArchive(t, dest); a.digest.String() != res.Digest {
 			t.Errorf("the archive is %s, the result %s", a.digest, res.Digest)
 		}
+		sub.rootfs(df)
 		return res.Digest
 	}
 	good := build(t)
 	for _, kind := range []string{"record", "layer", "index", "blobs", "name", "link", "text", "index.json", "context", "local"} {
 		for name, damage := range damages {
 			t.Run(kind+" "+name, func(t *testing.T) {
-				n := damageAll(t, w.root+"/"+kind, damage)
-				if n == 0 && kind != "text" {
+				files := damageAll(t, w.root+"/"+kind, damage)
+				if len(files) == 0 && kind != "text" { // only long texts are kept apart
 					t.Fatalf("there is no %s to damage", kind)
 				}
+				t.Cleanup(func() {
+					for path, b := range files {
+						must(t, os.RemoveAll(path))
+						must(t, os.WriteFile(path, b.data, 0o600))
+						must(t, os.Chmod(path, b.mode))
+					}
+				})
 				for range 2 { // the second time with what the first repaired
 					if d := build(t); d != good {
 						t.Errorf("digest %s, want %s", d, good)
@@ -65,15 +73,35 @@ func TestDamagedStore(t *testing.T) {
 			})
 		}
 	}
-	// The store may still know of damage nobody came across; repaired, it is as new.
-	if _, err := Images(t.Context(), StoreOptions{Root: w.root}); err != nil {
-		t.Error(err)
+}
+
+// rootfs exports the tree of the build in both forms and looks at it.
+func (w *world) rootfs(df mod) {
+	w.t.Helper()
+	dir, file := w.tmp+"/rootfs", w.tmp+"/rootfs.tar"
+	defer os.RemoveAll(dir)
+	w.ok(df, epoch(1700000000), output(Output{Type: OutputLocal, Dest: dir}), output(Output{Type: OutputTar, Dest: file}))
+	if b, err := os.ReadFile(dir + "/d"); err != nil || string(b) != strings.Repeat("f", 5000) {
+		w.t.Errorf("the tree has another /d: %.20q, %v", b, err)
+	}
+	if b, err := os.ReadFile(dir + "/bin/busybox"); err != nil || len(b) < 100<<10 || string(b[:4]) != "\x7fELF" {
+		w.t.Errorf("the tree has another busybox: %d bytes, %v", len(b), err)
+	}
+	if fi, err := os.Stat(file); err != nil || fi.Size() < 1<<20 {
+		w.t.Errorf("the tar of the tree: %v, %v", fi, err)
 	}
 }
 
+// original is a file before its damage.
+type original struct {
+	data []byte
+	mode fs.FileMode
+}
+
 // damageAll changes every file below dir, or the file dir; directories of layers only by their markers.
-func damageAll(t *testing.T, dir string, damage func([]byte) []byte) (n int) {
+func damageAll(t *testing.T, dir string, damage func([]byte) []byte) map[string]original {
 	t.Helper()
+	files := map[string]original{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -92,17 +120,17 @@ func damageAll(t *testing.T, dir string, damage func([]byte) []byte) (n int) {
 		if err != nil {
 			return err
 		}
-		n++
+		files[path] = original{b, fi.Mode()}
 		if err := os.Chmod(path, 0o600); err != nil {
 			return err
 		}
-		if err := os.WriteFile(path, damage(b), 0o600); err != nil {
+		if err := os.WriteFile(path, damage(bytes.Clone(b)), 0o600); err != nil {
 			return err
 		}
 		return os.Chmod(path, fi.Mode())
 	})
 	must(t, err)
-	return n
+	return files
 }
 
 // Any one file of the store may be missing, too.

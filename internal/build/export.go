@@ -333,7 +333,13 @@ func (s *session) exportTree(ctx context.Context, out *outcome, o *Output, dest 
 	}
 	src := s.layers.Source(chain, out.chain)
 	defer src.Close()
-	open := func(l tree.Located) (io.ReadCloser, error) { return src.Open(ctx, &l.Entry) }
+	open := func(l tree.Located) (io.ReadCloser, error) {
+		r, err := src.Open(ctx, &l.Entry)
+		if err != nil || l.Entry.Digest == [32]byte{} {
+			return r, err
+		}
+		return verified(r, digest.NewDigestFromBytes(digest.SHA256, l.Entry.Digest[:]), "content of /"+l.Entry.Path), nil
+	}
 	opts := exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }}
 	if o.Type == OutputLocal {
 		res.Written = append(res.Written, dest)

@@ -80,9 +80,6 @@ func fromHolder(err error) error {
 // Reentry runs this process as one of our helpers when it was started as one, and reports whether it was. It is the
 // first thing main calls.
 func Reentry() bool {
-	if executor.Reentry() {
-		return true
-	}
 	n := &inside{}
 	return userns.Reentry(map[string]userns.Handler{
 		"open":  n.open,

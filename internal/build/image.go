@@ -90,6 +90,7 @@ func (s *session) imageLayer(ctx context.Context, out *outcome, i int, v view) (
 	if err != nil {
 		return exporter.Layer{}, fmt.Errorf("compress layer %s: %w", d, err)
 	}
+	s.uses(r.DiffID) // with times clamped it is a layer of its own
 	return exporter.Layer{Descriptor: r.Descriptor, DiffID: r.DiffID, Open: openStored(s.store, r.Descriptor)}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"build/executor"
 	"build/internal/progress"
+	"build/parser"
 )
 
 // PullMode says when a registry is asked for an image named by FROM or COPY --from.
@@ -63,6 +64,7 @@ type Options struct {
 type StoreOptions struct {
 	Root         string   // the store's directory
 	Insecure     []string // registry hosts that may be reached by plain HTTP or with an unverifiable certificate
+	Mirrors      []Mirror // asked before the registry itself, in this order
 	Offline      bool     // open no socket
 	DockerConfig string   // directory of config.json
 	CertsDirs    []string // /etc/docker/certs.d and the like
@@ -70,6 +72,10 @@ type StoreOptions struct {
 
 // Rlimit is one --ulimit; Resource is a RLIMIT_ number.
 type Rlimit = executor.Rlimit
+
+// Mirror is a place that has what a registry has: images of Host are looked for below Prefix first, so that with
+// docker.io=mirror.example/hub the image docker.io/library/debian is mirror.example/hub/library/debian.
+type Mirror struct{ Host, Prefix string }
 
 // KeyValue is one name=value argument.
 type KeyValue struct{ Key, Value string }
@@ -118,5 +124,6 @@ type Result struct {
 	Descriptor   ocispec.Descriptor
 	Cached       int // steps answered from the cache
 	Ran          int // steps that ran
+	Warnings     []parser.Warning
 	Written      []string
 }

@@ -119,7 +119,7 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 				Hint: "build or pull it once while a registry can be reached, or give it with --build-context",
 			}
 		}
-		img, err := s.client.Resolve(ctx, ref, &want)
+		img, err := s.pull(ctx, ref, &want)
 		if err != nil {
 			return err
 		}
@@ -130,6 +130,30 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 		return err
 	})
 	return out, err
+}
+
+// pull asks the mirrors of a registry and then the registry itself for an image. The image keeps the name it was asked
+// for; its layers come from where it was found.
+func (s *session) pull(ctx context.Context, ref string, want *ocispec.Platform) (*registry.Image, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range s.opts.Store.Mirrors {
+		if m.Host != reference.Domain(named) {
+			continue
+		}
+		img, err := s.client.Resolve(ctx, m.Prefix+strings.TrimPrefix(ref, m.Host), want)
+		if err == nil {
+			img.Ref = ref
+			return img, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		s.warn("mirror %s: %v; asking the next", m.Prefix, err)
+	}
+	return s.client.Resolve(ctx, ref, want)
 }
 
 func (s *session) whyNoPull() string {

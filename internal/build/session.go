@@ -47,11 +47,15 @@ type session struct {
 	cancel context.CancelCauseFunc
 
 	vmu      sync.Mutex
+	used     map[digest.Digest]bool // layers this build came across: see damage.go
 	vertices map[string]progress.ID
 	lastID   progress.ID
 	turns    map[cache.Key]chan struct{} // steps being worked on by this build, for whatever platform
 
 	dockerfile []byte // its text, for error messages
+	definition *buildctx.Dockerfile
+	found      findings // of lint
+	asked      string   // what is asked instead of building, "" for a build
 	tallies    struct{ cached, ran int }
 	added      bool // something was fetched
 }
@@ -108,7 +112,10 @@ func (s *session) close() {
 }
 
 // leaseLayer keeps a layer from being collected while this build lasts. Its name is that of its notes in the store.
-func (s *session) leaseLayer(d digest.Digest) error { return s.lease.Add(store.KindLayer, d.String()) }
+func (s *session) leaseLayer(d digest.Digest) error {
+	s.uses(d)
+	return s.lease.Add(store.KindLayer, d.String())
+}
 
 // fail ends the build with err as its cause, unless something else failed first.
 func (s *session) fail(err error) { s.cancel(err) }

@@ -1,0 +1,73 @@
+package snapshot
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"build/internal/store"
+	"build/internal/tree"
+)
+
+// Scrub reads every blob and every index of these layers that is in the store and removes those that are not what they are
+// called, so that they are made or fetched again. It returns what it removed, for people to read. It is for a build that failed in a way that a sound store would not explain: on other
+// days a blob is believed by its size.
+func (l *Layers) Scrub(ctx context.Context, diffIDs []digest.Digest) (removed []string, err error) {
+	for _, diffID := range diffIDs {
+		blobs, err := l.Blobs(diffID)
+		if err != nil {
+			return removed, err
+		}
+		for _, b := range blobs {
+			if !b.Local {
+				continue
+			}
+			if ctx.Err() != nil {
+				return removed, context.Cause(ctx)
+			}
+			if l.sound(b.Digest) {
+				continue
+			}
+			if err := l.st.RemoveBlob(b.Digest); err != nil {
+				return removed, err
+			}
+			removed = append(removed, "blob "+b.Digest.String())
+		}
+		if l.soundIndex(diffID) {
+			continue
+		}
+		if err := l.st.Remove(store.KindIndex, indexKey(diffID)); err != nil {
+			return removed, err
+		}
+		removed = append(removed, "the index of layer "+diffID.String())
+	}
+	return removed, nil
+}
+
+// soundIndex reports whether an index can be read from one end to the other. One that is gone is sound.
+func (l *Layers) soundIndex(diffID digest.Digest) bool {
+	x, err := tree.OpenFile(l.st.IndexPath(indexKey(diffID)))
+	if err != nil {
+		return true // it is gone, or will be made again because of what is wrong with it
+	}
+	defer x.Close()
+	for _, err := range x.Subtree("") {
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// sound reports whether a blob is what it is called. One that is gone is.
+func (l *Layers) sound(d digest.Digest) bool {
+	f, err := l.st.OpenBlob(d, -1)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	v := d.Verifier()
+	_, err = io.Copy(v, f)
+	return err == nil && v.Verified()
+}
