@@ -19,14 +19,15 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/progress internal/registry internal/store internal/tree internal/userns",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/store internal/tree internal/userns",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
 	"snapshot":          "internal/store internal/tree",
 	"executor":          "",
 	"exporter":          "internal/tree",
-	"internal/buildctx": "internal/tree",
+	"internal/buildctx": "internal/git internal/tree",
+	"internal/git":      "",
 	"internal/store":    "",
 	"internal/tree":     "",
 	"internal/progress": "",
@@ -119,6 +120,24 @@ func checkImport(t *testing.T, from string, allowed []string, imp string) {
 // beforeMain are the files whose init function has a reason: a step's first process must not wait for the initialization of
 // packages that it does not use.
 var beforeMain = []string{"executor/init.go"}
+
+// early is what executor may import from outside: packages that are initialized in no time and before others. Look at
+// GODEBUG=inittrace=1 before adding one: build/executor must come right after golang.org/x/sys/unix and what that enables.
+const early = "bufio bytes cmp context encoding/binary encoding/json errors fmt io os path runtime slices strconv strings " +
+	"sync syscall unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go"
+
+func TestStepsStartEarly(t *testing.T) {
+	for _, p := range list(t) {
+		if p.ImportPath != module+"/executor" {
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !slices.Contains(strings.Fields(early), imp) {
+				t.Errorf("executor imports %s, which may make every RUN start later", imp)
+			}
+		}
+	}
+}
 
 // No package works before main, and only cmd/build reads the environment: options carry everything further in.
 func TestNoInitAndNoEnvironment(t *testing.T) {

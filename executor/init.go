@@ -17,7 +17,8 @@ import (
 // init turns a process that was started as one of this package's helpers into that helper; it does not return then. It does
 // not wait for main, because the initialization of what else is in the program takes longer than setting up a sandbox, and every
 // RUN would pay for it. Go initializes packages by the order of their names as soon as what they import is initialized, so this
-// package comes before most others while it imports little: neither net nor os/exec, for instance (TestStartsEarly).
+// package comes before most others while it imports little: neither net nor os/exec, for instance. TestStepsStartEarly in the
+// module's root has the list.
 func init() {
 	if len(os.Args) != 1 {
 		return

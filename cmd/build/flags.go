@@ -35,6 +35,7 @@ type buildFlags struct {
 	metadataFile  string
 	secrets       []string
 	noCacheStages []string
+	allow         []string
 	shmSize       string
 	ulimits       []string
 
@@ -67,6 +68,7 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "write what was made, as JSON, to `FILE`")
 	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME] (repeatable)")
 	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
+	fs.StringSliceVar(&f.allow, "allow", nil, "`PERMISSION` that a Dockerfile may use: security.insecure (network.host is what steps have anyway)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
 	fs.StringVar(&f.call, "call", "", "ask instead of building, `METHOD`: check, outline, targets or subrequests.describe; with ,format=json, ,format=sarif (check) and ,ignorestatus")

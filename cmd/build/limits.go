@@ -6,7 +6,7 @@ import (
 	"build/internal/build"
 )
 
-// fillLimits reads what bounds the steps: --shm-size and --ulimit.
+// fillLimits reads what bounds the steps, --shm-size and --ulimit, and --allow, which lifts a bound.
 func (f *buildFlags) fillLimits(_ *app, o *build.Options) error {
 	if f.shmSize != "" {
 		n, err := units.RAMInBytes(f.shmSize)
@@ -14,6 +14,15 @@ func (f *buildFlags) fillLimits(_ *app, o *build.Options) error {
 			return usagef("invalid --shm-size %q: the form is a number and b, k, m or g", f.shmSize)
 		}
 		o.ShmSize = n
+	}
+	for _, given := range f.allow {
+		switch given {
+		case "security.insecure":
+			o.AllowInsecure = true
+		case "network.host":
+		default:
+			return usagef("invalid --allow %q: the permissions are security.insecure and network.host", given)
+		}
 	}
 	for _, given := range f.ulimits {
 		u, err := units.ParseUlimit(given)

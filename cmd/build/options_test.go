@@ -124,13 +124,13 @@ func TestWrongValues(t *testing.T) {
 func TestFlagsWithoutEffectAreNotedOnce(t *testing.T) {
 	_, notes, err := parse(t, map[string]string{"HOME": "/h"},
 		"--builder", "x", "--rm", "--rm=true", "--force-rm", "--provenance=false", "--sbom=false",
-		"--cache-from", "type=gha", "--cache-to=type=inline", "--cache-from", "y", "--compress", "--allow", "network.host",
+		"--cache-from", "type=gha", "--cache-to=type=inline", "--cache-from", "y", "--compress",
 		"--attest", "type=provenance,disabled=true", "--squash=false", "-D", ".")
 	if err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(notes), "\n")
-	if want := 11; len(lines) != want {
+	if want := 10; len(lines) != want {
 		t.Errorf("%d notes, want %d:\n%s", len(lines), want, notes)
 	}
 	for _, w := range []string{"--builder=x", "--rm ", "--force-rm", "--provenance=false", "--sbom=false", "--cache-from=type=gha", "--cache-to=type=inline"} {

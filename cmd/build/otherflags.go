@@ -74,7 +74,6 @@ var otherFlags = []otherFlag{
 	{name: "sbom", judge: onlyFalse("no SBOM is made")},
 	{name: "attest", judge: judgeAttest},
 	{name: "isolation", judge: onlyValues("this is how steps run", "", "default")},
-	{name: "allow", judge: onlyValues("steps share the network of the caller unless told otherwise", "network.host")},
 	{name: "annotation", judge: func(string) (string, string) {
 		return "", notYet + "; -o type=oci,annotation.KEY=VALUE,… sets one on an exported image"
 	}},

@@ -197,6 +197,10 @@ func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag
 	h := cache.NewHash("cache mount")
 	h.Field("namespace", m.Namespace)
 	h.Field("id", m.ID)
+	if m.Mode != nil || m.UID != nil || m.GID != nil {
+		// As in BuildKit, a cache that names its owner or mode is not the one of the same id that does not.
+		h.Field("owner", fmt.Sprintf("%d:%d %o", c.UID, c.GID, c.Mode))
+	}
 	if m.Input >= 0 {
 		sel, err := e.mountSelection(ctx, step, i, m, in[m.Input])
 		if err != nil {

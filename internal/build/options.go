@@ -54,6 +54,7 @@ type Options struct {
 	NoCacheStages []string // stages whose steps all run again
 	Secrets       []Secret
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
+	AllowInsecure bool                // RUN --security=insecure
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
 

@@ -25,12 +25,11 @@ type sarifLog struct {
 }
 
 type sarifRun struct {
-	Tool        sarifTool          `json:"tool"`
-	Invocations []sarifInvocation  `json:"invocations"`
-	Bases       map[string]sarifAt `json:"originalUriBaseIds,omitempty"`
-	Artifacts   []sarifArtifact    `json:"artifacts"`
-	Results     []sarifResult      `json:"results"`
-	ColumnKind  string             `json:"columnKind"`
+	Tool        sarifTool         `json:"tool"`
+	Invocations []sarifInvocation `json:"invocations"`
+	Artifacts   []sarifArtifact   `json:"artifacts"`
+	Results     []sarifResult     `json:"results"`
+	ColumnKind  string            `json:"columnKind"`
 }
 
 type sarifInvocation struct {
@@ -125,11 +124,10 @@ func (r *Report) sarif() ([]byte, error) {
 	for i := range rules {
 		index[rules[i].ID] = i
 	}
-	at, bases := r.sarifPlace()
+	at := r.sarifPlace()
 	run := sarifRun{
 		Tool:        sarifTool{sarifDriver{Name: "build", Version: r.in.Version, InformationURI: rulesURL, Rules: rules}},
 		Invocations: []sarifInvocation{{Successful: true}},
-		Bases:       bases,
 		Artifacts:   []sarifArtifact{{Location: at, Language: "dockerfile"}},
 		Results:     []sarifResult{},
 		ColumnKind:  "unicodeCodePoints",
@@ -208,22 +206,22 @@ func (f fingerprints) of(rule string, r parser.Range, text []string) string {
 	return fmt.Sprintf("%s:%d", hash, f[hash])
 }
 
-// sarifPlace names the Dockerfile relative to the root of its checkout, or to the current directory where there is none.
-func (r *Report) sarifPlace() (sarifAt, map[string]sarifAt) {
+// sarifPlace names the Dockerfile relative to the root of its checkout, or to the current directory where there is none. Where that
+// root is on this machine is left out: who uploads the report may have it elsewhere.
+func (r *Report) sarifPlace() sarifAt {
 	if r.path == "" {
 		name := filepath.Base(r.name)
 		if name == "-" || name == "." || name == "" {
 			name = "Dockerfile"
 		}
-		return sarifAt{URI: escapedPath(name)}, nil
+		return sarifAt{URI: escapedPath(name)}
 	}
 	root := checkoutOf(filepath.Dir(r.path))
 	rel, err := filepath.Rel(root, r.path)
 	if root == "" || err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-		return sarifAt{URI: "file://" + escapedPath(r.path)}, nil
+		return sarifAt{URI: "file://" + escapedPath(r.path)}
 	}
-	base := "file://" + escapedPath(strings.TrimSuffix(root, "/")+"/")
-	return sarifAt{URI: escapedPath(rel), BaseID: rootBase}, map[string]sarifAt{rootBase: {URI: base}}
+	return sarifAt{URI: escapedPath(rel), BaseID: rootBase}
 }
 
 func escapedPath(path string) string {

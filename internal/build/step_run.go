@@ -23,8 +23,8 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 	if s.planEr != nil {
 		return fmt.Errorf("RUN needs namespaces, and this machine allows none: %w", s.planEr)
 	}
-	if op.Security == "insecure" {
-		return &UsageError{Msg: "RUN --security=insecure is not supported yet"}
+	if op.Security == "insecure" && !s.opts.AllowInsecure {
+		return &UsageError{Msg: "RUN --security=insecure is not allowed", Hint: "allow it with --allow security.insecure"}
 	}
 	for _, m := range op.Mounts {
 		if m.Type == dag.MountSSH {
@@ -111,6 +111,9 @@ func (e *evaluator) runSpec(op dag.Run) executor.Spec {
 		Root: executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
 		Resolv: resolvConf(op.Network), Hosts: e.hostsFile(hostname(op)),
 		ShmSize: e.opts.ShmSize, Rlimits: e.opts.Rlimits,
+	}
+	if op.Security == "insecure" {
+		spec.Security = executor.Insecure
 	}
 	if op.Network == "none" {
 		spec.Network = executor.NetworkNone

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -57,7 +58,26 @@ func (g *gitDir) write() error {
 	if err != nil {
 		return err
 	}
-	return g.file("index", index)
+	if err := g.file("index", index); err != nil {
+		return err
+	}
+	return g.modes()
+}
+
+// modes makes the modes what they are without a umask.
+func (g *gitDir) modes() error {
+	return fs.WalkDir(g.root.FS(), ".git", func(name string, d fs.DirEntry, err error) error {
+		mode := os.FileMode(0o644)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			mode = 0o755
+		case strings.HasPrefix(name, ".git/objects/"):
+			mode = 0o444
+		}
+		return g.root.Chmod(name, mode)
+	})
 }
 
 func (g *gitDir) file(name string, data []byte) error {
