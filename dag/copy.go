@@ -3,12 +3,15 @@ package dag
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/opencontainers/go-digest"
 
 	"build/parser"
 )
@@ -70,8 +73,11 @@ func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
 	if c.link && c.chmod != "" {
 		l.warnings = append(l.warnings, parser.Warning{Msg: "--link has no effect together with --chmod", Range: pos})
 	}
+	local := false
 	for _, p := range c.SourcePaths {
-		op.Sources = append(op.Sources, CopySource{Path: p})
+		src := CopySource{Path: p, Place: kindOf(p)}
+		local = local || src.Place == ""
+		op.Sources = append(op.Sources, src)
 	}
 	for _, f := range c.SourceContents {
 		if err := checkInlineName(f.Path); err != nil {
@@ -80,13 +86,13 @@ func (l *lowering) copy(d *stage, cmd command, c copyFlags) error {
 		op.Sources = append(op.Sources, CopySource{Path: f.Path, Inline: true, Data: []byte(f.Data)})
 	}
 	inputs := []ID{st.out}
-	if len(c.SourcePaths) > 0 {
+	if local {
 		inputs = append(inputs, tree())
 	}
 	st.out = l.add(d, Step{
 		Op:       op,
 		Inputs:   inputs,
-		Name:     l.stepName(d, l.title(c.text, l.lex, st.env), st.platform, st.env, cmd.onbuild),
+		Name:     l.stepName(d, hidePasswords(l.title(c.text, l.lex, st.env), c.SourcePaths), st.platform, st.env, cmd.onbuild),
 		Pos:      pos,
 		NoCache:  d.noCache,
 		Platform: st.platform,
@@ -135,75 +141,88 @@ func copiedBy(c copyFlags) string {
 	if c.chmod != "" {
 		words = append(words, "--chmod="+c.chmod)
 	}
-	words = append(words, c.SourcePaths...)
+	for _, p := range c.SourcePaths {
+		words = append(words, hidePasswords(p, []string{p}))
+	}
 	for _, f := range c.SourceContents {
 		words = append(words, "<<"+f.Path)
 	}
 	return strings.Join(append(words, c.DestPath), " ")
 }
 
-// checkSources refuses sources that are not files: for COPY they are wrong, for ADD they do not exist here yet.
+// checkSources refuses sources that cannot be: for COPY what has to be fetched, for ADD what contradicts itself.
 func checkSources(c copyFlags) error {
 	if c.checksum != "" {
 		if len(c.SourcePaths) != 1 {
 			return parser.About("--checksum", errors.New("checksum can't be specified for multiple sources"))
 		}
-		if kindOf(c.SourcePaths[0]) == localSource {
+		if kindOf(c.SourcePaths[0]) == "" {
 			return parser.About("--checksum", errors.New("checksum requires HTTP(S) or Git sources"))
 		}
 	}
 	for _, p := range c.SourcePaths {
+		var err error
 		switch kind := kindOf(p); {
-		case kind == gitSource && c.add:
-			return notYet(fmt.Sprintf("ADD of a git repository (%q)", p))
-		case kind == gitSource:
-			return parser.About(p, errors.New("source can't be a git ref for COPY"))
-		case kind == httpSource && c.add:
-			return notYet(fmt.Sprintf("ADD of a URL (%q)", p))
-		case kind == httpSource:
-			return parser.About(p, errors.New("source can't be a URL for COPY"))
+		case kind == Git && !c.add:
+			err = errors.New("source can't be a git ref for COPY")
+		case kind == HTTP && !c.add:
+			err = errors.New("source can't be a URL for COPY")
+		case kind == Git:
+			err = checkGit(p, c)
+		case kind == HTTP && c.checksum != "":
+			if _, derr := digest.Parse(c.checksum); derr != nil {
+				return parser.About("--checksum", fmt.Errorf("checksum %q: %w", c.checksum, derr))
+			}
+		}
+		if err != nil {
+			return parser.About(p, err)
 		}
 	}
 	return nil
 }
 
-// sourceKind says what a source of COPY or ADD names.
-type sourceKind int
-
-const (
-	localSource sourceKind = iota
-	httpSource
-	gitSource
-)
-
-var (
-	schemeURL = regexp.MustCompile(`^(?i)([a-z0-9]+)://[^/?#]*(/[^?#]*)?`)
-	scpURL    = regexp.MustCompile(`^[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:`)
-)
+// checkGit checks the options in the URL of a repository, against each other and against the flags.
+func checkGit(src string, c copyFlags) error {
+	ref, _, err := dfgitutil.ParseGitRef(src)
+	switch {
+	case err != nil:
+		return err
+	case c.keepGitDir != nil && ref.KeepGitDir != nil && *c.keepGitDir != *ref.KeepGitDir:
+		return errors.New("inconsistent keep-git-dir configuration")
+	case c.checksum != "" && ref.Checksum != "" && c.checksum != ref.Checksum:
+		return fmt.Errorf("checksum mismatch %q != %q", c.checksum, ref.Checksum)
+	}
+	return nil
+}
 
 // kindOf tells files, URLs and git repositories apart. An http(s) URL is a repository if its path ends in .git.
-func kindOf(src string) sourceKind {
-	m := schemeURL.FindStringSubmatch(src)
+func kindOf(src string) Place {
+	ref, isGit, err := dfgitutil.ParseGitRef(src)
 	switch {
-	case strings.HasPrefix(src, "./"), strings.HasPrefix(src, "../"):
-		return localSource
-	case m == nil && scpURL.MatchString(src):
-		return gitSource
-	case m == nil:
-		return localSource
+	case err == nil && !ref.IndistinguishableFromLocal, err != nil && isGit:
+		return Git
+	case strings.HasPrefix(src, "http://"), strings.HasPrefix(src, "https://"):
+		return HTTP
 	}
-	switch scheme := strings.ToLower(m[1]); scheme {
-	case "git", "ssh":
-		return gitSource
-	case "http", "https":
-		if strings.HasSuffix(m[2], ".git") {
-			return gitSource
+	return ""
+}
+
+// hidePasswords takes the credentials in URLs out of a text that ends up in images and on screens.
+func hidePasswords(text string, urls []string) string {
+	for _, raw := range urls {
+		if kindOf(raw) == "" {
+			continue
 		}
-		if m[1] == scheme { // in capitals it was never a URL
-			return httpSource
+		u, err := url.Parse(raw)
+		if err != nil || u.User == nil {
+			continue
 		}
+		if _, ok := u.User.Password(); !ok && u.Scheme != "http" && u.Scheme != "https" {
+			continue // the user of ssh is no secret
+		}
+		text = strings.ReplaceAll(text, "//"+u.User.String()+"@", "//xxxxx:xxxxx@")
 	}
-	return localSource
+	return text
 }
 
 var symbolicMode = regexp.MustCompile(`^[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)

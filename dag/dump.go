@@ -92,12 +92,19 @@ func dumpStep(b *strings.Builder, s *Step) {
 	}
 }
 
+func placeOf(src CopySource) string {
+	if src.Place == "" {
+		return ""
+	}
+	return string(src.Place) + " "
+}
+
 func dumpCopy(line func(string, ...any), op Copy) {
 	for _, src := range op.Sources {
 		if src.Inline {
 			line("inline %q %q", src.Path, src.Data)
 		} else {
-			line("from %q", src.Path)
+			line("from %s%q", placeOf(src), src.Path)
 		}
 	}
 	line("to %q", op.Dest)

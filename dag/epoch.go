@@ -27,8 +27,8 @@ func (s *settings) epoch(global *env, stages []instructions.Stage) (*time.Time, 
 		return &t, nil
 	}
 	if value == "context" {
-		s.setEpoch(global, s.Epoch)
-		return s.Epoch, nil
+		s.setEpoch(global, s.ContextEpoch)
+		return s.ContextEpoch, nil
 	}
 	if _, named, err := s.context(value, s.target); err == nil && named {
 		s.setEpoch(global, nil) // a directory has no time; sources that have one are not supported as contexts yet

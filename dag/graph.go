@@ -132,7 +132,7 @@ type Mount struct {
 	UID, GID  *uint32
 }
 
-// Copy is COPY or ADD. Inputs[0] is the tree it changes, Inputs[1] (absent if all sources are inline) the one it copies from.
+// Copy is COPY or ADD. Inputs[0] is the tree it changes, Inputs[1] (absent if no source is in it) the one it copies from.
 type Copy struct {
 	Add     bool
 	Sources []CopySource
@@ -144,14 +144,24 @@ type Copy struct {
 	Exclude []string
 	Unpack  *bool // nil: ADD unpacks local archives, COPY never
 
-	// Of ADD from elsewhere, which is refused as long as there is nothing to fetch it with.
+	// Of ADD from elsewhere; options in a repository's URL come first.
 	KeepGitDir *bool
 	Checksum   string
 }
 
+// Place says where a source of a Copy is, if not in the tree it copies from.
+type Place string
+
+// The places from which ADD fetches.
+const (
+	HTTP Place = "http" // Path is the URL of a file
+	Git  Place = "git"  // Path is the URL of a repository, with options
+)
+
 // CopySource is one source of a Copy.
 type CopySource struct {
 	Path   string // as written and expanded; an inline file's name
+	Place  Place  // "": in the tree
 	Inline bool   // a here-document: Data is the content
 	Data   []byte
 }

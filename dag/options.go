@@ -28,6 +28,7 @@ type Options struct {
 	Network       string   // for RUN without --network: "", default, none or host
 	Hostname      string   // for RUN; BUILDKIT_SANDBOX_HOSTNAME overrides it
 	Epoch         *time.Time
+	ContextEpoch  *time.Time // what SOURCE_DATE_EPOCH=context stands for; nil: the context has no time
 	MultiPlatform bool // several platforms are built: names of steps tell which
 	// Ignored, if set, tells whether the ignore file of the build context leaves out a source of COPY, for lint.
 	Ignored   func(path string) bool

@@ -142,7 +142,17 @@ func (l *Layers) ReaderAt(ctx context.Context, diffID digest.Digest) (ReaderAtCl
 }
 
 func (l *Layers) openPlain(diffID digest.Digest) (*plainFile, error) {
-	f, err := l.st.OpenBlob(diffID, -1)
+	size := int64(-1)
+	m, err := l.meta(diffID)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range m.Blobs {
+		if b.Digest == diffID {
+			size = b.Size
+		}
+	}
+	f, err := l.st.OpenBlob(diffID, size)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,9 @@ type CopySource struct {
 	// Inline says that Data is the file, rather than something in the Source.
 	Inline bool
 	Data   []byte
+	// From is where Path is, when that is not the Source of the whole copy: something that was fetched. Path is literal
+	// then, and an archive is unpacked only when that was asked for.
+	From Source
 }
 
 // CopySpec is what a COPY or ADD says.
@@ -81,6 +84,7 @@ type Selection struct {
 // item is one source, or one match of a source with wildcards.
 type item struct {
 	source int
+	src    Source
 	// name is the last component of the path as written: a symlink is followed, but copied under its own name.
 	name   string
 	path   string // where it is, symlinks followed

@@ -90,7 +90,6 @@ func TestWrongValues(t *testing.T) {
 		{"--attest type=sbom .", notYet},
 		{"--ulimit nofiles=1 .", "invalid --ulimit"},
 		{"-m 1g .", "--memory=1g: " + notYet},
-		{"--check .", notYet},
 		{"--annotation a=b .", "annotation.KEY=VALUE"},
 		{"-o type=tarball,dest=x .", `unknown type "tarball"`},
 		{"-o dest=x,name=y .", "type= is missing"},

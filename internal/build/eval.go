@@ -21,6 +21,7 @@ type outcome struct {
 	chain []digest.Digest
 	times []time.Time // when each layer was made; zero for the layers of a base image
 	base  int         // how many of the first layers come from an image: they are known by diffID, the others by content
+	made  time.Time   // when the step was carried out
 	hit   bool        // nothing had to be done for it
 	ran   bool        // a command or a copy was carried out by this process
 }
@@ -174,15 +175,20 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 		return nil, err
 	}
 	defer leave()
-	unlock, err := e.lockStep(ctx, step, content.key, vertex)
+	unlock, waited, err := e.lockStep(ctx, step, content.key, vertex)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	if o := e.lookup(step, content.key); o != nil {
-		e.publishAlias(def, content)
+		o = onBase(step, in, o)
+		_ = e.cache.Alias(def.key, o.record(step), def.hash.Text()) // failing to is no error: the content key still answers
 		e.emitCached(step)
 		return o, nil
+	}
+	if waited {
+		// Whoever had the lock left no record: the step failed there. Those who waited need not fail one after another.
+		unlock()
 	}
 	e.running(step)
 
@@ -191,7 +197,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	made, err := e.perform(ctx, step, in)
 	if err != nil {
 		err = e.located(step, err)
-		e.emit(progress.Done{ID: vertex, Err: err.Error(), Time: time.Now()})
+		e.emit(progress.Done{ID: vertex, Err: err.Error(), Canceled: ctx.Err() != nil, Time: time.Now()})
 		return nil, err
 	}
 	o, err := e.publish(step, def, content, in, made, began)
@@ -200,6 +206,28 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	}
 	e.emit(progress.Done{ID: vertex, Time: time.Now()})
 	return o, nil
+}
+
+// onBase completes what a record of a linked step says. Such a record is of one layer, whatever it was made on: on a new
+// base the same layer is used again.
+func onBase(step *dag.Step, in []*outcome, o *outcome) *outcome {
+	if !linked(step) || in[0] == nil {
+		return o
+	}
+	return &outcome{
+		chain: slices.Concat(in[0].chain, o.chain), times: slices.Concat(in[0].times, o.times), base: in[0].base, made: o.made, hit: o.hit,
+	}
+}
+
+// linked reports whether a step makes its layer without looking at what it stands on (COPY --link).
+func linked(step *dag.Step) bool {
+	op, ok := step.Op.(dag.Copy)
+	return ok && op.Link
+}
+
+// record is what the cache keeps of an outcome.
+func (o *outcome) record(step *dag.Step) *cache.Record {
+	return &cache.Record{Layers: o.chain, Times: o.times, Base: o.base, Own: 1, Created: o.made, Step: step.Name}
 }
 
 // perform does the work of a step that no record answers and returns the layer it made.
@@ -249,22 +277,28 @@ func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
 			return nil
 		}
 	}
-	return &outcome{chain: rec.Layers, times: rec.Times, base: rec.Base, hit: true}
+	return &outcome{chain: rec.Layers, times: rec.Times, base: rec.Base, made: rec.Created, hit: true}
 }
 
 // publish writes the record of a step that was just carried out, under its content key and then its definition key.
 func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome, made digest.Digest, began time.Time) (*outcome, error) {
-	o := &outcome{ran: true}
+	now := time.Now()
+	own := &outcome{chain: []digest.Digest{made}, times: []time.Time{now.UTC().Truncate(time.Second)}, made: now, ran: true}
+	o := own
 	if len(in) > 0 && in[0] != nil {
-		o.chain, o.times, o.base = slices.Clone(in[0].chain), slices.Clone(in[0].times), in[0].base
+		o = &outcome{
+			chain: slices.Concat(in[0].chain, own.chain), times: slices.Concat(in[0].times, own.times), base: in[0].base,
+			made: now, ran: true,
+		}
 	}
-	now := time.Now().UTC().Truncate(time.Second)
-	o.chain, o.times = append(o.chain, made), append(o.times, now)
-	rec := &cache.Record{
-		Layers: o.chain, Times: o.times, Base: o.base, Own: 1,
-		Created: time.Now(), Took: time.Since(began), Step: step.Name, Text: content.hash.Text(),
+	rec := o.record(step)
+	rec.Took = time.Since(began)
+	byContent := *rec
+	if linked(step) {
+		byContent = *own.record(step)
 	}
-	if err := e.cache.Put(content.key, rec); err != nil {
+	byContent.Text = content.hash.Text()
+	if err := e.cache.Put(content.key, &byContent); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
 	if err := e.cache.Alias(def.key, rec, def.hash.Text()); err != nil {
@@ -276,14 +310,6 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 	e.compressLater(step, made)
 	e.count(step, false)
 	return o, nil
-}
-
-// publishAlias lets the definition key answer next time what the content key answered now. Failing to is no error: the
-// content key still answers.
-func (e *evaluator) publishAlias(def, content *stepKey) {
-	if rec, err := e.cache.Get(content.key); err == nil {
-		_ = e.cache.Alias(def.key, rec, def.hash.Text())
-	}
 }
 
 // compressLater makes the form of a layer that an export will want, beside the steps that follow.
@@ -303,17 +329,18 @@ func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
 
 // lockStep takes the lock that makes equal steps of several builds run once. Steps of --no-cache builds take it too, so
 // that equal steps within one such build run once; their records are told apart by time.
-func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, id progress.ID) (func(), error) {
-	unlock, err := e.store.Lock(ctx, "step-"+k.String(), func(holder string) {
+func (e *evaluator) lockStep(ctx context.Context, step *dag.Step, k cache.Key, id progress.ID) (unlock func(), waited bool, err error) {
+	unlock, err = e.store.Lock(ctx, "step-"+k.String(), func(holder string) {
+		waited = true
 		e.emit(progress.Waiting{ID: id, Name: step.Name, Holder: holder, Time: time.Now()})
 	})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause
+			return nil, false, cause
 		}
-		return nil, fmt.Errorf("lock %s: %w", step.Name, err)
+		return nil, false, fmt.Errorf("lock %s: %w", step.Name, err)
 	}
-	return unlock, nil
+	return unlock, waited, nil
 }
 
 // alone lets one step of this build at a time work on a key: equal steps of several stages run once.

@@ -71,19 +71,38 @@ func (e *evaluator) contentKey(ctx context.Context, step *dag.Step, def *stepKey
 
 // inputContent adds what the inputs hold: all of what a step stands on, and of the others what it takes from them.
 func (e *evaluator) inputContent(ctx context.Context, h *cache.Hash, step *dag.Step, in []*outcome) error {
-	if len(in) > 0 && in[0] != nil {
+	if len(in) > 0 && in[0] != nil && !linked(step) {
 		if err := e.chainField(ctx, h, "input0", in[0]); err != nil {
 			return err
 		}
 	}
 	switch op := step.Op.(type) {
 	case dag.Copy:
+		if linked(step) && op.Chown != "" {
+			// All that a linked copy takes from its base is what a name stands for.
+			if err := e.ownerField(ctx, h, op, in[0]); err != nil {
+				return err
+			}
+		}
 		if len(in) > 1 && in[1] != nil {
 			return e.selectedField(ctx, h, step, op, in[1])
 		}
 	case dag.Run:
 		return e.mountContent(ctx, h, step, op, in)
 	}
+	return nil
+}
+
+func (e *evaluator) ownerField(ctx context.Context, h *cache.Hash, op dag.Copy, on *outcome) error {
+	base, layers, err := e.baseChain(ctx, on)
+	if err != nil {
+		return err
+	}
+	o, err := e.layers.Owner(ctx, base, layers, op.Chown)
+	if err != nil {
+		return err
+	}
+	h.Field("owner", fmt.Sprintf("%d:%d", o.UID, o.GID))
 	return nil
 }
 

@@ -43,11 +43,7 @@ func (s *session) warnOf(w parser.Warning) {
 	if !s.found.add(w) || s.asked != "" { // who asks gets them as the answer
 		return
 	}
-	e := progress.Warning{Text: ruled(w), Pos: w.Range.String()}
-	if w.URL != "" {
-		e.Detail = w.URL
-	}
-	s.emit(e)
+	s.emit(progress.Warning{Text: ruled(w), Pos: w.Range.String()})
 }
 
 func (s *session) warnOfAll(ws []parser.Warning) {

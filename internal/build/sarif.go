@@ -33,7 +33,13 @@ type sarifRun struct {
 }
 
 type sarifInvocation struct {
-	Successful bool `json:"executionSuccessful"`
+	Successful    bool                `json:"executionSuccessful"`
+	Notifications []sarifNotification `json:"toolExecutionNotifications,omitempty"`
+}
+
+type sarifNotification struct {
+	Level   string    `json:"level"`
+	Message sarifText `json:"message"`
 }
 
 type sarifTool struct {
@@ -153,7 +159,13 @@ func (r *Report) sarif() ([]byte, error) {
 		add(w.Rule, level, w.Msg, w.Range)
 	}
 	for _, err := range r.failures() {
-		add(buildErrorRule, "error", messageOf(err), placeOf(err))
+		if ExitCode(err) == ExitUsage {
+			add(buildErrorRule, "error", messageOf(err), placeOf(err))
+			continue
+		}
+		// No network, no credentials: the check could not be carried out, which is not the Dockerfile's fault.
+		run.Invocations[0].Successful = false
+		run.Invocations[0].Notifications = append(run.Invocations[0].Notifications, sarifNotification{"error", sarifText{err.Error()}})
 	}
 	return indented(sarifLog{Schema: sarifSchema, Version: "2.1.0", Runs: []sarifRun{run}})
 }
