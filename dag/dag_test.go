@@ -163,15 +163,15 @@ func TestHistoryFitsLayers(t *testing.T) {
 }
 
 func TestSourceKind(t *testing.T) {
-	for src, want := range map[string]sourceKind{
-		"a": localSource, "./http://x": localSource, "../x.git": localSource, "github.com/moby/buildkit": localSource, "x.git": localSource,
-		"user@host": localSource, "ftp://x/y": localSource, "file:///x.git": localSource, "C:/x": localSource, "http:/x": localSource,
-		"http://x/y": httpSource, "https://x/y.git/z": httpSource, "https://x/y?z=a.git": httpSource, "https://x.git": httpSource,
-		"https://x/y.git": gitSource, "https://x/y.git#ref:dir": gitSource, "https://x/y.git?ref=1": gitSource, "HTTPS://x/y.git": gitSource,
-		"git://x/y": gitSource, "ssh://x/y": gitSource, "git@x:y": gitSource, "git@x:y/z.git#a": gitSource,
+	for src, want := range map[string]Place{
+		"a": "", "./http://x": "", "../x.git": "", "github.com/moby/buildkit": "", "x.git": "",
+		"user@host": "", "ftp://x/y": "", "file:///x.git": "", "C:/x": "", "http:/x": "",
+		"http://x/y": HTTP, "https://x/y.git/z": HTTP, "https://x/y?z=a.git": HTTP, "https://x.git": HTTP,
+		"https://x/y.git": Git, "https://x/y.git#ref:dir": Git, "https://x/y.git?ref=1": Git, "HTTPS://x/y.git": Git,
+		"git://x/y": Git, "ssh://x/y": Git, "git@x:y": Git, "git@x:y/z.git#a": Git,
 	} {
 		if got := kindOf(src); got != want {
-			t.Errorf("%s: %d, want %d", src, got, want)
+			t.Errorf("%s: %q, want %q", src, got, want)
 		}
 	}
 }

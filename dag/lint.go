@@ -205,7 +205,7 @@ func (l *lowering) lintIgnored(cmd command, c copyFlags) {
 		verb = "Add"
 	}
 	for _, p := range c.SourcePaths {
-		if kindOf(p) != localSource {
+		if kindOf(p) != "" {
 			continue
 		}
 		if p = path.Clean(p); l.Ignored(p) {

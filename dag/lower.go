@@ -28,6 +28,7 @@ type lowering struct {
 
 	stages  []*stage          // in file order
 	byName  map[string]*stage // declared names in lower case; of duplicates the latest
+	badName error             // of a FROM that cannot name an image
 	sources int               // how many trees that are no stage the instructions name
 
 	steps    []Step
@@ -113,6 +114,9 @@ func (l *lowering) prepare() (*stage, error) {
 	}
 	if err := l.checkCycles(); err != nil {
 		return nil, err
+	}
+	if l.badName != nil { // what is wrong between the stages comes first
+		return nil, l.badName
 	}
 	if len(l.stages)+l.sources == 1 {
 		target.display = "" // the only stage of a file needs no name in front of its steps

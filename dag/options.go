@@ -29,7 +29,7 @@ type Options struct {
 	Hostname      string   // for RUN; BUILDKIT_SANDBOX_HOSTNAME overrides it
 	Epoch         *time.Time
 	ContextEpoch  *time.Time // what SOURCE_DATE_EPOCH=context stands for; nil: the context has no time
-	MultiPlatform bool // several platforms are built: names of steps tell which
+	MultiPlatform bool       // several platforms are built: names of steps tell which
 	// Ignored, if set, tells whether the ignore file of the build context leaves out a source of COPY, for lint.
 	Ignored   func(path string) bool
 	AllStages bool // lower also what the target does not need, to find what is wrong with it

@@ -35,6 +35,7 @@ type OutlineMount struct {
 type declaredArg struct {
 	OutlineArg
 	inherited bool     // it takes the value of the global ARG of its name, which has the description
+	bare      bool     // it has no default of its own
 	uses      []string // global arguments in its default
 }
 
@@ -49,7 +50,8 @@ func (l *lowering) declare(d *stage, c *instructions.ArgCommand, a instructions.
 	if !l.Outline {
 		return
 	}
-	arg := declaredArg{OutlineArg: OutlineArg{Name: a.Key, Description: a.DocComment, Pos: l.file.Position(c.Location())}, inherited: inherited}
+	arg := declaredArg{OutlineArg: OutlineArg{Name: a.Key, Description: a.DocComment, Pos: l.file.Position(c.Location())}}
+	arg.inherited, arg.bare = inherited, a.Value == nil
 	if value != nil {
 		arg.Value = *value
 	}
@@ -114,6 +116,9 @@ func (d *stage) outlineArgs(globals map[string]declaredArg) []OutlineArg {
 	var used []string
 	for _, a := range d.declared {
 		if !a.inherited {
+			if a.bare && a.Description == "" { // the global one by another value
+				a.Description = globals[a.Name].Description
+			}
 			known[a.Name] = a
 		}
 		used = append(used, a.Name)

@@ -1,6 +1,7 @@
 package dag
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -101,7 +102,7 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 	}
 	if d.base == nil && d.contextKey == "" && d.BaseName != scratchName {
 		if _, err := reference.ParseNormalizedNamed(d.BaseName); err != nil {
-			return l.at(pos, fmt.Errorf("failed to parse stage name %q: %w", d.BaseName, err))
+			l.badName = cmp.Or(l.badName, l.at(pos, fmt.Errorf("failed to parse stage name %q: %w", d.BaseName, err)))
 		}
 	}
 	l.stages = append(l.stages, d)

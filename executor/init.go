@@ -73,8 +73,12 @@ func runInit() error {
 }
 
 func readPlan() (*plan, error) {
-	data, err := io.ReadAll(os.NewFile(initPlan, "plan"))
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(initPlan, &st); err != nil {
+		return nil, err
+	}
+	data := make([]byte, st.Size)
+	if _, err := io.ReadFull(os.NewFile(initPlan, "plan"), data); err != nil {
 		return nil, err
 	}
 	p := &plan{}
@@ -142,23 +146,23 @@ func loopbackUp() error {
 // defaultOOMScore makes a step at least as good a victim as any other process: a builder that is protected from the OOM killer
 // must not protect what it runs.
 func defaultOOMScore() error {
-	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+	fd, err := unix.Open("/proc/self/oom_score_adj", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return err
 	}
 	if fs.Type != unix.PROC_SUPER_MAGIC {
 		return errors.New("/proc is not the kernel's")
 	}
-	b, err := io.ReadAll(io.LimitReader(f, 16))
-	if err != nil || !strings.HasPrefix(string(b), "-") {
+	var b [16]byte
+	if _, err := unix.Read(fd, b[:]); err != nil || b[0] != '-' {
 		return err
 	}
-	_, err = f.WriteAt([]byte("0"), 0)
+	_, err = unix.Pwrite(fd, []byte("0"), 0)
 	return err
 }
 

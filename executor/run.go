@@ -225,16 +225,15 @@ func messagePair() (ours, theirs *os.File, err error) {
 
 // listen takes the step's messages until it executes its command or ends: either closes the last descriptor of its socket.
 func (s *step) listen(socket *os.File) {
-	buf := make([]byte, 256<<10)
 	oob := make([]byte, unix.CmsgSpace(4*253))
 	for {
-		n, oobn, err := receive(socket, buf, oob)
-		if err != nil || n == 0 {
+		buf, oobn, err := receive(socket, oob)
+		if err != nil || len(buf) == 0 {
 			return
 		}
 		fds := receivedFDs(oob[:oobn])
 		var m message
-		if err := json.Unmarshal(buf[:n], &m); err != nil || len(fds) != 2*len(m.Stubs) {
+		if err := json.Unmarshal(buf, &m); err != nil || len(fds) != 2*len(m.Stubs) {
 			s.failed = &SetupError{Op: "start the step", Msg: "its first process sent nonsense"}
 			closeFDs(fds)
 			return
@@ -251,12 +250,28 @@ func (s *step) listen(socket *os.File) {
 	}
 }
 
-// receive waits for one message.
-func receive(socket *os.File, buf, oob []byte) (n, oobn int, err error) {
+// receive waits for one message. Nothing is the end.
+func receive(socket *os.File, oob []byte) (msg []byte, oobn int, err error) {
+	fd := int(socket.Fd())
+	size, err := eintr(func() (int, error) {
+		n, _, err := unix.Recvfrom(fd, nil, unix.MSG_PEEK|unix.MSG_TRUNC) // the length, however little room there is
+		return n, err
+	})
+	if err != nil || size == 0 {
+		return nil, 0, err
+	}
+	msg = make([]byte, size)
+	n, err := eintr(func() (n int, err error) {
+		n, oobn, _, _, err = unix.Recvmsg(fd, msg, oob, unix.MSG_CMSG_CLOEXEC)
+		return n, err
+	})
+	return msg[:max(n, 0)], oobn, err
+}
+
+func eintr(f func() (int, error)) (int, error) {
 	for {
-		n, oobn, _, _, err = unix.Recvmsg(int(socket.Fd()), buf, oob, unix.MSG_CMSG_CLOEXEC)
-		if err != unix.EINTR {
-			return n, oobn, err
+		if n, err := f(); err != unix.EINTR {
+			return n, err
 		}
 	}
 }

@@ -161,7 +161,11 @@ func (it *item) hash(h hash.Hash) {
 const digestBatch = 128
 
 func (s *Selection) readDigests(ctx context.Context) error {
-	var files []*tree.Entry
+	type file struct {
+		*tree.Entry
+		src Source
+	}
+	var files []file
 	for i := range s.items {
 		it := &s.items[i]
 		if it.inline != nil {
@@ -169,7 +173,7 @@ func (s *Selection) readDigests(ctx context.Context) error {
 		}
 		for j := range it.entries {
 			if e := &it.entries[j].Entry; e.Type == tree.File && e.Digest == [32]byte{} {
-				files = append(files, e)
+				files = append(files, file{e, it.src})
 			}
 		}
 	}
@@ -194,7 +198,7 @@ func (s *Selection) readDigests(ctx context.Context) error {
 					if err := ctx.Err(); err != nil {
 						return context.Cause(ctx)
 					}
-					sum, err := s.src.Digest(ctx, e)
+					sum, err := e.src.Digest(ctx, e.Entry)
 					if err != nil {
 						return err
 					}

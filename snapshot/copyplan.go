@@ -444,6 +444,14 @@ func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned) error {
 	return err
 }
 
+// unpacks reports whether an archive is unpacked: one that was fetched only when that was asked for.
+func (s *Selection) unpacks(it *item) bool {
+	if s.spec.Sources[it.source].From != nil && s.spec.Unpack == nil {
+		return false
+	}
+	return s.spec.unpacks()
+}
+
 // Write writes the layer that copying the selection onto base makes: everything that changes and all directories above
 // it, with their merged metadata. Nothing is read from base but its indexes.
 func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) error {
@@ -455,8 +463,8 @@ func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) erro
 	defer archives.close()
 	for i := range s.items {
 		it := &s.items[i]
-		if it.inline == nil && s.spec.unpacks() && it.top().Type == tree.File {
-			a, err := archives.openIf(ctx, s.src, &it.top().Entry, w)
+		if it.inline == nil && s.unpacks(it) && it.top().Type == tree.File {
+			a, err := archives.openIf(ctx, it.src, &it.top().Entry, w)
 			if err != nil {
 				return err
 			}
@@ -467,7 +475,7 @@ func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) erro
 				continue
 			}
 		}
-		if err := p.add(s.src, it); err != nil {
+		if err := p.add(it.src, it); err != nil {
 			return err
 		}
 	}

@@ -52,6 +52,12 @@ func (s *Selection) inline(source int) error {
 // source adds everything one path names.
 func (s *Selection) source(ctx context.Context, source int) error {
 	from := s.spec.Sources[source].Path
+	if src := s.spec.Sources[source].From; src != nil {
+		it, err := s.find(ctx, src, tree.Clean(from), nil)
+		it.source = source
+		s.items = append(s.items, it)
+		return err
+	}
 	var include []string
 	required := ""
 	if s.spec.Parents {
@@ -72,7 +78,7 @@ func (s *Selection) source(ctx context.Context, source int) error {
 	}
 	found := required == ""
 	for _, name := range names {
-		it, err := s.find(ctx, name, include)
+		it, err := s.find(ctx, s.src, name, include)
 		if err != nil {
 			return err
 		}
@@ -90,15 +96,15 @@ func (s *Selection) source(ctx context.Context, source int) error {
 }
 
 // resolve follows every symlink in a source path, inside the source only.
-func (s *Selection) resolve(name string) (string, tree.Entry, error) {
-	real, err := tree.Resolve(name, true, s.src.Lstat)
+func (s *Selection) resolve(src Source, name string) (string, tree.Entry, error) {
+	real, err := tree.Resolve(name, true, src.Lstat)
 	if errors.Is(err, tree.ErrLoop) || errors.Is(err, tree.ErrPath) {
 		return "", tree.Entry{}, copyErrorf("%q: %v", "/"+name, err)
 	}
 	if err != nil {
 		return "", tree.Entry{}, err
 	}
-	e, ok, err := s.src.Lstat(real)
+	e, ok, err := src.Lstat(real)
 	if err != nil {
 		return "", tree.Entry{}, err
 	}
@@ -120,7 +126,7 @@ func (s *Selection) expand(name string) ([]string, error) {
 		return []string{name}, nil
 	}
 	base := strings.Join(parts[:first], "/")
-	real, e, err := s.resolve(base)
+	real, e, err := s.resolve(s.src, base)
 	if err != nil || e.Type != tree.Dir {
 		return nil, err
 	}
@@ -163,19 +169,19 @@ func hasWildcard(s string) bool {
 }
 
 // find looks at one path without wildcards and at everything below it.
-func (s *Selection) find(ctx context.Context, name string, include []string) (item, error) {
-	real, e, err := s.resolve(name)
+func (s *Selection) find(ctx context.Context, src Source, name string, include []string) (item, error) {
+	real, e, err := s.resolve(src, name)
 	if err != nil {
 		return item{}, err
 	}
-	it := item{name: tree.Base(name), path: real}
+	it := item{src: src, name: tree.Base(name), path: real}
 	if e.Type != tree.Dir {
 		e.Hardlink = ""
 		it.entries = []chosen{{Entry: e}}
 		return it, nil
 	}
 	if len(include) == 0 && len(s.spec.Exclude) == 0 {
-		for e, err := range s.src.Walk(real) {
+		for e, err := range src.Walk(real) {
 			if err == nil {
 				err = ctx.Err()
 			}
@@ -194,7 +200,7 @@ func (s *Selection) find(ctx context.Context, name string, include []string) (it
 		return item{}, err
 	}
 	it.entries = []chosen{{Entry: e}}
-	if err := f.walk(ctx, s.src, &it); err != nil {
+	if err := f.walk(ctx, src, &it); err != nil {
 		return item{}, err
 	}
 	return it, nil

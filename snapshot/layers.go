@@ -36,6 +36,7 @@ type Layers struct {
 	mu      sync.Mutex
 	indexes map[digest.Digest]*tree.Index // open ones; they live as long as Layers
 	flying  map[digest.Digest]*indexing
+	ready   map[string]string // directories that the lease keeps: see readyDir
 }
 
 // indexing is an index being made in this process.
@@ -51,6 +52,7 @@ func New(st *store.Store, o Options) *Layers {
 	return &Layers{
 		st: st, idKind: o.IDKind, lease: o.Lease,
 		indexes: map[digest.Digest]*tree.Index{}, flying: map[digest.Digest]*indexing{},
+		ready: map[string]string{},
 	}
 }
 

@@ -126,12 +126,49 @@ func (l *Layers) unpack(ctx context.Context, chain []digest.Digest, i int) (stri
 		return "", err
 	}
 	defer made.drop()
+	return l.readyDir(ctx, chain, i, func() (string, error) {
+		return l.makeDir(ctx, chain, i, made)
+	})
+}
+
+// readyDir returns what make returned for the same layer on the same layers before, if the lease keeps it. Every RUN of a
+// Dockerfile asks for the directories of all layers below it, and fix-ups take reading the whole index of a layer.
+func (l *Layers) readyDir(ctx context.Context, chain []digest.Digest, i int, make func() (string, error)) (string, error) {
+	if l.lease == nil {
+		return make()
+	}
+	x, err := l.Index(ctx, chain[i])
+	if err != nil {
+		return "", err
+	}
+	place := chain[i].String()
+	if x.Summary().Implied > 0 { // what is below matters
+		for _, d := range chain[:i] {
+			place += " " + d.String()
+		}
+	}
+	l.mu.Lock()
+	dir, ok := l.ready[place]
+	l.mu.Unlock()
+	if ok {
+		return dir, nil
+	}
+	if dir, err = make(); err != nil {
+		return "", err
+	}
+	l.mu.Lock()
+	l.ready[place] = dir
+	l.mu.Unlock()
+	return dir, nil
+}
+
+// makeDir publishes the directory form of chain[i], from made if that is not nil.
+func (l *Layers) makeDir(ctx context.Context, chain []digest.Digest, i int, made *tempTree) (string, error) {
 	f, err := l.fixups(ctx, chain, i)
 	if err != nil {
 		return "", err
 	}
-	key := dirKey(chain[i], f)
-	return l.publishDir(ctx, key, func() (*tempTree, error) {
+	return l.publishDir(ctx, dirKey(chain[i], f), func() (*tempTree, error) {
 		t := made
 		if t == nil {
 			var err error

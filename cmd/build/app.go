@@ -178,7 +178,7 @@ The context is a directory, a URL, or - for a Dockerfile or a tar archive on sta
 Exit codes:
   0    done
   1    internal error
-  2    mistake in the Dockerfile or on the command line
+  2    mistake in the Dockerfile or on the command line; with --check also a violated rule
   3    a step failed; its own exit code is in the message and in the metadata file
   4    the registry wants other credentials
   5    registry or network

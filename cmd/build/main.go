@@ -15,7 +15,8 @@ import (
 )
 
 func main() {
-	// The same binary is started again as the process that holds the namespaces and as the first process of a step.
+	// The same binary is started again as the process that holds the namespaces. As the first process of a step it does not
+	// come this far: see executor/init.go.
 	if build.Reentry() {
 		return
 	}

@@ -31,6 +31,7 @@ func (f *buildFlags) options(a *app, g *globalFlags, context string) (build.Opti
 			return build.Options{}, err
 		}
 	}
+	f.fillSSH(a, &o)
 	var err error
 	if o.Store, err = a.storeOptions(g); err != nil {
 		return build.Options{}, err
@@ -81,6 +82,17 @@ func checkName(name string) error {
 		return fmt.Errorf("a name to be given cannot have a digest")
 	}
 	return nil
+}
+
+// fillSSH says how repositories behind ssh are reached.
+func (f *buildFlags) fillSSH(a *app, o *build.Options) {
+	o.KnownHosts = []string{"/etc/ssh/ssh_known_hosts"}
+	if home := a.getenv("HOME"); home != "" {
+		o.KnownHosts = append(o.KnownHosts, home+"/.ssh/known_hosts")
+	}
+	if o.SSHAgent == "" && build.IsSSH(o.Context) {
+		o.SSHAgent = a.getenv("SSH_AUTH_SOCK")
+	}
 }
 
 func (f *buildFlags) fillValues(a *app, o *build.Options) error {
@@ -228,6 +240,9 @@ func (f *buildFlags) fillEpoch(a *app, o *build.Options) error {
 	}
 	if value == "" {
 		return nil
+	}
+	if value == "context" {
+		return nil // known when the context is
 	}
 	t, err := parseEpoch(value)
 	if err != nil {

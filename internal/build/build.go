@@ -228,6 +228,7 @@ func (s *session) dagOptions(platform int) dag.Options {
 	if len(o.Platforms) > 0 {
 		d.Platform = o.Platforms[platform]
 	}
+	d.ContextEpoch = s.contextEpoch
 	d.MultiPlatform = len(o.Platforms) > 1
 	return d
 }

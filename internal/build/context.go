@@ -8,7 +8,6 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"build/internal/buildctx"
 	"build/internal/progress"
@@ -45,8 +44,10 @@ func (s *session) dockerfileName() string {
 // readDockerfile reads the Dockerfile and says where the contexts are.
 func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, error) {
 	o := s.opts
-	if isURL(o.Context) {
-		return nil, &UsageError{Msg: fmt.Sprintf("the context %q is a URL: remote contexts are not supported yet", o.Context), Hint: "clone or download it and pass the directory"}
+	if r, err := buildctx.ParseContext(o.Context); err != nil {
+		return nil, &UsageError{Msg: err.Error()}
+	} else if r.Kind != buildctx.Local {
+		return s.readRemote(ctx, r)
 	}
 	if o.Context == "-" {
 		return s.readStdin(ctx)
@@ -56,7 +57,11 @@ func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, err
 	} else if !fi.IsDir() {
 		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: %q is not a directory", o.Context), Hint: "pass the directory, and the Dockerfile with -f"}
 	}
-	df, err := buildctx.FindDockerfile(o.Context, o.Dockerfile, o.Stdin)
+	find := func() (*buildctx.Dockerfile, error) { return buildctx.FindDockerfile(o.Context, o.Dockerfile, o.Stdin) }
+	if isHTTP(o.Dockerfile) {
+		find = func() (*buildctx.Dockerfile, error) { return s.dockerfileAt(ctx, o.Dockerfile) }
+	}
+	df, err := find()
 	if err != nil {
 		return nil, err
 	}
@@ -111,15 +116,6 @@ func (s *session) readStdin(ctx context.Context) (*buildctx.Dockerfile, error) {
 		return in.Open()
 	}
 	return buildctx.FindDockerfileIn(in.Dir, s.opts.Dockerfile)
-}
-
-func isURL(s string) bool {
-	for _, p := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
-		if strings.HasPrefix(s, p) {
-			return true
-		}
-	}
-	return false
 }
 
 // emptySource is what a COPY of nothing but here-documents copies from.

@@ -536,6 +536,7 @@ type job struct {
 	Epoch                           int64
 	Dest, Plain                     string // an OCI archive; a file for the plain display
 	Tag                             string
+	None                            bool // no output
 }
 
 func (j job) options() Options {
@@ -552,6 +553,9 @@ func (j job) options() Options {
 	}
 	if j.Dest != "" {
 		ociTo(j.Dest)(&o)
+	}
+	if j.None {
+		output(Output{Type: OutputNone})(&o)
 	}
 	if j.Tag != "" {
 		o.Tags = []string{j.Tag}

@@ -77,8 +77,8 @@ func fromHolder(err error) error {
 	return err
 }
 
-// Reentry runs this process as one of our helpers when it was started as one, and reports whether it was. It is the
-// first thing main calls.
+// Reentry runs this process as a holder when it was started as one, and reports whether it was. It is the first thing main
+// calls. The other helper, a step's first process, starts before main: importing executor is enough.
 func Reentry() bool {
 	n := &inside{}
 	return userns.Reentry(map[string]userns.Handler{

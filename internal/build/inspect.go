@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 
 	"build/dag"
 	"build/parser"
@@ -111,13 +112,14 @@ func (s *session) inspect(ctx context.Context, r *Report) error {
 	return nil
 }
 
-// dockerfilePath is where the Dockerfile can be found after the build; "" if it is not a file here.
+// dockerfilePath is where the Dockerfile can be found after the build; "" if it is not a file here, or one that was fetched or
+// unpacked into the store for this build.
 func (s *session) dockerfilePath() string {
-	if s.definition.Path == "" || s.opts.Context == "-" || isURL(s.opts.Context) {
+	if s.definition.Path == "" {
 		return ""
 	}
 	path, err := filepath.Abs(s.definition.Path)
-	if err != nil {
+	if err != nil || strings.HasPrefix(path, s.store.Dir()+string(filepath.Separator)) {
 		return ""
 	}
 	return path

@@ -208,7 +208,13 @@ func (e *evaluator) copyFields(ctx context.Context, h *cache.Hash, step *dag.Ste
 	for i, x := range op.Exclude {
 		h.Field("exclude"+strconv.Itoa(i), x)
 	}
+	if err := e.remoteFields(ctx, h, op); err != nil {
+		return err
+	}
 	for i, s := range op.Sources {
+		if s.Place != "" {
+			continue
+		}
 		h.Field("source"+strconv.Itoa(i), s.Path)
 		if s.Inline {
 			h.Field("inline"+strconv.Itoa(i), string(s.Data))

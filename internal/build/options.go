@@ -53,6 +53,8 @@ type Options struct {
 
 	NoCacheStages []string // stages whose steps all run again
 	Secrets       []Secret
+	SSHAgent      string              // socket of the agent for git over ssh, "" for none
+	KnownHosts    []string            // files with the keys of ssh hosts
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
 	AllowInsecure bool                // RUN --security=insecure
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB

@@ -45,6 +45,9 @@ func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error)
 	name := n.Name
 	if n.Context {
 		value := n.Value
+		if ok, err := s.fetchNamed(ctx, n.Name, value); ok || err != nil {
+			return dag.Resolved{Dir: ok}, err
+		}
 		if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
 			name = ref
 		} else if img, open, err := s.openLocalImage(ctx, value, n); img != nil || err != nil {

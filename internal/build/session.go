@@ -37,12 +37,14 @@ type session struct {
 	planEr error // why no namespaces can be made, told when a step needs them
 
 	contexts *contexts
+	remotes  remotes
 	fetches  *fetches
 	holder   holder
 
-	epoch     *time.Time // SOURCE_DATE_EPOCH of the build
-	wantBlobs bool       // some output is an image
-	view      view       // how the layers will be wanted
+	epoch        *time.Time // SOURCE_DATE_EPOCH of the build
+	contextEpoch *time.Time // of a context that was fetched
+	wantBlobs    bool       // some output is an image
+	view         view       // how the layers will be wanted
 
 	cancel context.CancelCauseFunc
 
@@ -51,6 +53,8 @@ type session struct {
 	vertices map[string]progress.ID
 	lastID   progress.ID
 	turns    map[cache.Key]chan struct{} // steps being worked on by this build, for whatever platform
+
+	blobsHere sync.Map // of digest.Digest: layers with a blob in the store, which the lease keeps there
 
 	dockerfile []byte // its text, for error messages
 	definition *buildctx.Dockerfile
@@ -199,6 +203,7 @@ type contexts struct {
 	open    func(name string) (*buildctx.Dir, error)
 	opened  map[string]*buildctx.Dir
 	cleanup []func()
+	dirs    map[string]string // named contexts that were fetched
 }
 
 func (c *contexts) get(name string) (*buildctx.Dir, error) {
@@ -207,7 +212,11 @@ func (c *contexts) get(name string) (*buildctx.Dir, error) {
 	if d, ok := c.opened[name]; ok {
 		return d, nil
 	}
-	d, err := c.open(name)
+	open := c.open
+	if dir, ok := c.dirs[name]; ok {
+		open = func(string) (*buildctx.Dir, error) { return openTree(dir) }
+	}
+	d, err := open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +236,16 @@ func (c *contexts) close() {
 	for _, f := range c.cleanup {
 		f()
 	}
+}
+
+// fetched says where a named context is that came from elsewhere.
+func (c *contexts) fetched(name, dir string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dirs == nil {
+		c.dirs = map[string]string{}
+	}
+	c.dirs[name] = dir
 }
 
 func (c *contexts) onClose(f func()) {

@@ -21,6 +21,9 @@ func copySpec(op dag.Copy, now time.Time) *snapshot.CopySpec {
 		Unpack: op.Unpack, Link: op.Link, Now: now,
 	}
 	for _, src := range op.Sources {
+		if src.Place != "" {
+			continue // fetched when the step runs: wholeSelection
+		}
 		spec.Sources = append(spec.Sources, snapshot.CopySource{Path: src.Path, Inline: src.Inline, Data: src.Data})
 	}
 	return spec
@@ -29,6 +32,9 @@ func copySpec(op dag.Copy, now time.Time) *snapshot.CopySpec {
 // copy writes the layer of a COPY or ADD straight from its source: no mount, no directory, no second copy.
 func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []*outcome) (digest.Digest, error) {
 	sel, err := e.selection(ctx, step, op, func() (snapshot.Source, error) { return nil, errors.New("internal error: a copy without a key") })
+	if err == nil && hasRemote(op) {
+		sel, err = e.wholeSelection(ctx, step, op)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -95,11 +95,17 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 	}
 }
 
-// makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack.
+// makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack. A blob that was seen
+// once in this build is not looked for again: every RUN of a Dockerfile stands on the layers of those before it.
 func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) error {
 	missing := make([]digest.Digest, 0, len(chain))
 	for i, d := range chain {
-		if !e.layers.Here(d) && !e.layers.HasDir(chain, i) {
+		if _, seen := e.blobsHere.Load(d); seen {
+			continue
+		}
+		if e.layers.Here(d) {
+			e.blobsHere.Store(d, true)
+		} else if !e.layers.HasDir(chain, i) {
 			missing = append(missing, d)
 		}
 	}

@@ -107,7 +107,7 @@ func (d *Downloads) Get(ctx context.Context, raw string, checksum digest.Digest)
 	key := sha256.Sum256([]byte(raw))
 	note := filepath.Join(d.Dir, "url-"+hex.EncodeToString(key[:]))
 	have, known := d.known(note)
-	if !known && checksum.Algorithm() == digest.SHA256 {
+	if !known && checksum != "" && checksum.Algorithm() == digest.SHA256 {
 		have, known = d.content(kept{Digest: checksum.Encoded()})
 	}
 	if known && checksum != "" {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -31,6 +32,17 @@ func (s *Stdin) Open() (*Dir, error) {
 		d.facts = s.facts
 	}
 	return d, err
+}
+
+// Newest is the time of the newest file of a tar, nil when there is none.
+func (s *Stdin) Newest() *time.Time {
+	var newest *time.Time
+	for _, e := range s.facts {
+		if e.Type == tree.File && (newest == nil || e.ModTime.After(*newest)) {
+			newest = &e.ModTime
+		}
+	}
+	return newest
 }
 
 // OpenStdin reads standard input. A tar, plain or compressed, is told by its first bytes and unpacked into tmp, an empty

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -115,6 +116,7 @@ type BlobWriter struct {
 	hash hash.Hash
 	buf  *bufio.Writer
 	size int64
+	hole int64 // zeros at the end of what was written so far that are not in the file yet
 }
 
 // bufferSize gathers the small pieces that tar writers write. Larger pieces pass it by.
@@ -142,10 +144,65 @@ func (w *blobSink) Write(p []byte) (int, error) {
 	if w.ctx.Err() != nil {
 		return 0, context.Cause(w.ctx)
 	}
-	n, err := w.f.Write(p)
+	n, err := w.write(p)
 	w.hash.Write(p[:n])
 	w.size += int64(n)
 	return n, err
+}
+
+// holeSize is the least run of zeros that becomes a hole of the file instead of blocks of it.
+const holeSize = 32 << 10
+
+var zeros [holeSize]byte
+
+// write leaves long runs of zeros out of the file: a layer with a large sparse file takes as little room as that.
+func (w *blobSink) write(p []byte) (int, error) {
+	written := 0
+	for written < len(p) {
+		rest := p[written:]
+		n := 0
+		for len(rest)-n >= holeSize && bytes.Equal(rest[n:n+holeSize], zeros[:]) {
+			n += holeSize
+		}
+		if n > 0 {
+			w.hole += int64(n)
+			written += n
+			continue
+		}
+		for n = min(holeSize, len(rest)); len(rest)-n >= holeSize && !bytes.Equal(rest[n:n+holeSize], zeros[:]); {
+			n += holeSize
+		}
+		if len(rest)-n < holeSize {
+			n = len(rest)
+		}
+		if err := w.fillHole(); err != nil {
+			return written, err
+		}
+		m, err := w.f.Write(rest[:n])
+		written += m
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
+// fillHole moves on to where the next bytes go.
+func (w *blobSink) fillHole() error {
+	if w.hole == 0 {
+		return nil
+	}
+	_, err := w.f.Seek(w.hole, io.SeekCurrent)
+	w.hole = 0
+	return err
+}
+
+// end makes the file as long as the blob, which may end in a hole.
+func (w *blobSink) end() error {
+	if w.hole == 0 {
+		return nil
+	}
+	return w.f.Truncate(w.size)
 }
 
 func (w *BlobWriter) Write(p []byte) (int, error) {
@@ -186,6 +243,9 @@ func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
 		return "", fs.ErrClosed
 	}
 	if err := w.buf.Flush(); err != nil {
+		return "", err
+	}
+	if err := (*blobSink)(w).end(); err != nil {
 		return "", err
 	}
 	got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(w.hash.Sum(nil)))
