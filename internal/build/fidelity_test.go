@@ -220,7 +220,7 @@ rm -f /t/old/none; touch made; rm made; mkdir -p made/x; rm -r made
 // What a RUN leaves is in its layer exactly as the step saw it, and the next step sees it so, too.
 func TestRunFidelity(t *testing.T) {
 	needIDs(t)
-	w := newWorld(t)
+	w := newParallel(t)
 	for _, f := range []string{"gone", "dirgone/a/b", "opaque/old", "opaque/sub/x", "dir2file/a/b", "file2dir", "file2link", "dir2link/a", "again", "againdir/same",
 		"againdir/other", "move", "movedir/a/b", "movedir/c", "chmod", "chown", "touch", "append", "future", "past", "xattr", "xattr2", "xattr3", "untouched", "linked"} {
 		w.write("old/"+f, f)
@@ -293,7 +293,7 @@ func TestHugeSparseFile(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes 4 GB of zeros")
 	}
-	w := newWorld(t)
+	w := newParallel(t)
 	j := w.job(`FROM base
 RUN truncate -s 4294967296 /huge && printf x >> /huge
 RUN stat -c 'size %s' /huge && tail -c 3 /huge | xxd -p

@@ -94,13 +94,12 @@ LABEL k=v
 
 // killPoints are the places of publishing at which a build can die: its own process, and the holder.
 var killPoints = []string{
-	"front create.dirs 1", "front create.index.json 1", "front lease.taken 1", "front lease.added 1", "front blob.temp 1", "front blob.written 1", "front blob.marked 1",
-	"front blob.published 1", "front blob.published 3", "front index.temp 1", "front index.written 1", "front index.published 1",
-	"front layer.written 1", "front layer.published 1", "front record.temp 1", "front record.written 1", "front record.published 1",
-	"front record.published 2", "front record.published 4", "front record.published 7", "front name.temp 1", "front name.written 1", "front name.published 1",
-	"front index.json.temp 1", "front index.json.written 1", "front index.json.published 1",
-	"holder lease.taken 1", "holder lease.added 1", "holder index.written 1", "holder dir.filled 1", "holder dir.published 1", "holder blob.temp 1",
-	"holder blob.marked 1", "holder blob.published 1", "holder layer.published 1", "holder dir.published 2", "holder index.published 2",
+	"front create.dirs 1", "front lease.taken 1", "front lease.added 1", "front blob.temp 1", "front blob.marked 1", "front blob.published 1",
+	"front blob.published 3", "front index.written 1", "front index.published 1", "front layer.written 1", "front layer.published 1",
+	"front record.written 1", "front record.published 1", "front record.published 2", "front record.published 4", "front name.written 1",
+	"front name.published 1", "front index.json.written 1", "front index.json.published 1",
+	"holder lease.added 1", "holder index.written 1", "holder dir.filled 1", "holder dir.published 1", "holder blob.marked 1",
+	"holder blob.published 1", "holder layer.published 1", "holder dir.published 2",
 }
 
 // The front process or its holder dies at a named point. Nothing in the store lies then, nothing of the step is left, and
@@ -117,8 +116,9 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	}
 	for _, point := range killPoints {
 		t.Run(strings.ReplaceAll(point, " ", "-"), func(t *testing.T) {
-			t.Parallel()
-			w := src.siblingOf(t)
+			w := newParallel(t)
+			w.dir = src.dir
+			w.killed = true
 			must(t, os.WriteFile(killFile(w.root), []byte(point), 0o600))
 			p := w.start(w.killJob(df))
 			if strings.HasPrefix(point, "front") {
@@ -147,13 +147,6 @@ func (w *world) killJob(df string) job {
 	return j
 }
 
-// siblingOf is sibling for a subtest.
-func (w *world) siblingOf(t testing.TB) *world {
-	o := newWorld(t)
-	o.dir = w.dir
-	return o
-}
-
 // again builds after a kill: the result is right, and a second time nothing runs. What the dead left is swept by and by.
 func (w *world) again(df string, good jobResult) {
 	w.t.Helper()
@@ -168,14 +161,15 @@ func (w *world) again(df string, good jobResult) {
 	if r.Code != 0 || r.Ran != 0 || r.Digest != good.Digest {
 		w.t.Errorf("once more: exit code %d, %d ran: %s", r.Code, r.Ran, r.Text)
 	}
-	w.sound()
-	w.sweep()
 }
 
-// sweep takes away what the dead left, as a later build does.
-func (w *world) sweep() {
+// swept waits until later builds have taken away what the dead left.
+func (w *world) swept() {
 	w.t.Helper()
-	w.ok(from(fmt.Sprintf("FROM base\nRUN sleep 0.3 # %d\n", rand.Int())))
+	for end := time.Now().Add(10 * time.Second); len(w.leftovers()) > 0 && time.Now().Before(end); {
+		w.ok(from(fmt.Sprintf("FROM base\nRUN sleep 0.2 # %d\n", rand.Int())))
+	}
+	w.nothingLeft()
 }
 
 // processesGone waits until no process has this store open any more.
@@ -201,7 +195,7 @@ func (w *world) processesGone() {
 func TestKilledAtRandomTimes(t *testing.T) {
 	needIDs(t)
 	y := newTally(t)
-	src := newWorld(t)
+	src := newParallel(t)
 	src.write("src/a", "a", "src/b", strings.Repeat("b", 50000))
 	df := killDockerfile(y, "first")
 	began := time.Now()
@@ -210,7 +204,8 @@ func TestKilledAtRandomTimes(t *testing.T) {
 	if good.Code != 0 {
 		t.Fatal(good.Text)
 	}
-	w := src.siblingOf(t)
+	w := newWorld(t)
+	w.dir, w.parallel = src.dir, true
 	killed := 0
 	for range 8 {
 		p := w.start(w.killJob(df))
@@ -226,6 +221,7 @@ func TestKilledAtRandomTimes(t *testing.T) {
 		t.Error("every build was faster than its kill")
 	}
 	w.again(df, good)
+	w.swept()
 }
 
 // kill -9 of the front process in the middle of a RUN takes the step with it, and the next build is right.
@@ -245,11 +241,12 @@ func TestKilledInARun(t *testing.T) {
 	if r.Code != 0 {
 		t.Fatal(r.Text)
 	}
-	o := w.siblingOf(t)
+	o := newWorld(t)
+	o.dir = w.dir
 	if other := o.start(o.killJob(j.Dockerfile)).result(t); other.Digest != r.Digest {
 		t.Errorf("%s after a kill, %s without", r.Digest, other.Digest)
 	}
-	w.sweep()
+	w.swept()
 }
 
 // The holder is killed in the middle of a RUN: a clear error with its place, no hang, and the next build is right.
@@ -284,13 +281,13 @@ func TestHolderKilledInARun(t *testing.T) {
 	}
 	close(y.free)
 	w.ok(df)
-	w.sweep()
+	w.swept()
 }
 
 // The same inputs give the same digest on two empty stores, as root and as an ordinary user.
 func TestSameDigestEverywhere(t *testing.T) {
 	needIDs(t)
-	w := newWorld(t)
+	w := newParallel(t)
 	w.write("f", "f", "d/x", "x", "script.sh", "#!/bin/sh\n")
 	must(t, os.Chmod(w.dir+"/script.sh", 0o755))
 	must(t, os.Symlink("x", w.dir+"/d/link"))

@@ -13,7 +13,7 @@ import (
 // neither the build nor its holder grows.
 func TestLongLog(t *testing.T) {
 	needIDs(t)
-	w := newWorld(t)
+	w := newParallel(t)
 	const lines, width = 170_000, 1200
 	pad := strings.Repeat("x", width)
 	j := w.job(fmt.Sprintf("FROM base\nRUN seq %d | sed 's/$/ %s/'\n", lines, pad))
