@@ -259,8 +259,22 @@ func TestRunFidelity(t *testing.T) {
 		t.Fatalf("the step saw only %d files", len(inside))
 	}
 	layers, xattrs := readArchive(t, dest).applied(t)
+	if os.Geteuid() != 0 {
+		// While the overlay is mounted in a user namespace, the kernel gives names that were linked to a file of a lower
+		// layer another inode number than the file itself has. Their link count is right, and afterwards the number, too.
+		for _, p := range []string{"t/old/xattr3", "t/old/xattr3b", "t/old/linked", "t/old/linked3"} {
+			s := inside[p]
+			s.group = after[p].group
+			inside[p] = s
+		}
+	}
 	compareTrees(t, "the layers and what the step saw", layers, inside)
-	compareTrees(t, "what the next step saw and what the step saw", after, inside)
+	compareTrees(t, "what the next step saw and what the layers hold", after, layers)
+	for _, p := range []string{"t/old/xattr3b", "t/old/linked3", "t/plain/hard1"} {
+		if layers[p].group == "" {
+			t.Errorf("%s is no hard link any more", p)
+		}
+	}
 	for name, from := range map[string]string{"t/old/xattr": "xattr", "t/old/renamed": "xattr2", "t/old/xattr3": "xattr3", "t/old/xattr3b": "xattr3"} {
 		if !maps.Equal(xattrs[name], want[from]) {
 			t.Errorf("%s has %q, want %q", name, xattrs[name], want[from])
