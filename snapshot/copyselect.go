@@ -125,6 +125,11 @@ func (s *Selection) expand(name string) ([]string, error) {
 	if first == len(parts) {
 		return []string{name}, nil
 	}
+	for _, pattern := range parts[first:] {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, copyErrorf("invalid source pattern %q (a bracket that is part of a name is written [[])", pattern)
+		}
+	}
 	base := strings.Join(parts[:first], "/")
 	real, e, err := s.resolve(s.src, base)
 	if err != nil || e.Type != tree.Dir {
@@ -141,8 +146,8 @@ func (s *Selection) match(out []string, dir string, patterns []string) ([]string
 	}
 	for i := range entries {
 		e := &entries[i]
-		if ok, err := path.Match(patterns[0], tree.Base(e.Path)); err != nil || !ok {
-			continue // a malformed pattern matches nothing
+		if ok, _ := path.Match(patterns[0], tree.Base(e.Path)); !ok { // expand has seen that the pattern is valid
+			continue
 		}
 		if len(patterns) == 1 {
 			out = append(out, e.Path)

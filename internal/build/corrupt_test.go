@@ -34,6 +34,9 @@ func TestDamagedStore(t *testing.T) {
 			w.damaged = true
 			w.write("f", strings.Repeat("f", 5000), "g", "g")
 			good := w.everyOutput()
+			if kind == "context" { // files that were only just written are not remembered at their first reading
+				w.everyOutput()
+			}
 			for name, damage := range damages {
 				if derived[kind] && (name == "empty" || name == "rubbish") { // it only saves work
 					continue
