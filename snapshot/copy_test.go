@@ -356,6 +356,8 @@ func TestCopy(t *testing.T) {
 		"parents, no pivot at end":   {spec: CopySpec{Sources: sources("x/w/."), Dest: "/out/", Parents: true}, want: "out/ 755 now\nout/x/ 755\nout/x/w/ 755\nout/x/w/z.go 644 W"},
 		"parents, wildcard":          {spec: CopySpec{Sources: sources("x/*/z.go"), Dest: "/out/", Parents: true}, want: "out/ 755 now\nout/x/ 755\nout/x/w/ 755\nout/x/w/z.go 644 W\nout/x/y/ 755\nout/x/y/z.go 644 Z"},
 		"parents, missing":           {spec: CopySpec{Sources: sources("x/q"), Dest: "/out/", Parents: true}, err: `"/x/q": not found`},
+		"parents, everything":        {spec: CopySpec{Sources: sources("."), Dest: "/out/", Parents: true}, err: `"." names a whole directory`},
+		"parents, empty after pivot": {spec: CopySpec{Sources: sources("x/./"), Dest: "/out/", Parents: true}, err: `"x/./" names a whole directory`},
 		"parents, wildcard missing":  {spec: CopySpec{Sources: sources("x/q*"), Dest: "/out/", Parents: true}, want: "out/ 755 now"},
 		"parents onto existing":      {spec: CopySpec{Sources: sources("data/file"), Dest: "/", Parents: true}, want: "data/ 755 7:7 base\ndata/file 644 new"},
 		"add of plain file":          {spec: CopySpec{Add: true, Sources: sources("f", "empty.tar.gz"), Dest: "/n/"}, want: "n/ 755 now\nn/empty.tar.gz 644 \nn/f 644 F"},

@@ -65,7 +65,9 @@ func (s *Selection) source(ctx context.Context, source int) error {
 		if !pivot {
 			parent, pattern = "/", from
 		}
-		pattern = tree.Clean(pattern)
+		if pattern = tree.Clean(pattern); pattern == "" { // BuildKit does not find it either
+			return copyErrorf("%q names a whole directory, of which --parents can keep no path: name what is in it, or leave --parents out", s.spec.Sources[source].Path)
+		}
 		include = []string{pattern}
 		if !hasWildcard(parent) && !hasWildcard(pattern) {
 			required = tree.Join(tree.Clean(parent), pattern)
