@@ -123,9 +123,23 @@ func (d *differ) entry(parent int, name, path string, under *tree.Entry) error {
 		}
 		e.Link, e.Mode = link, 0o777
 	}
+	if e.Type != tree.Symlink && st.Nlink > 1 {
+		return d.linkedNode(e, inode{uint64(st.Dev), st.Ino})
+	}
 	if under != nil && e.Type == under.Type && e.Link == under.Link && e.Major == under.Major && e.Minor == under.Minor &&
 		sameMetadata(e, under) && sameTime(e, under) {
 		return nil
+	}
+	return d.w.Add(e, nil)
+}
+
+// linkedNode writes a fifo or device that has several names. A symbolic link with several names is written once for each:
+// nobody can tell the difference.
+func (d *differ) linkedNode(e *tree.Entry, id inode) error {
+	if first, ok := d.first[id]; ok {
+		e.Hardlink = first.path
+	} else {
+		d.first[id] = firstName{path: e.Path}
 	}
 	return d.w.Add(e, nil)
 }

@@ -117,6 +117,8 @@ func TestCommit(t *testing.T) {
 			`"a" file 0644 0:0 3 98ea6e4f;"m" hardlink "a";"z" hardlink "a"`},
 		"special": {`mkfifo -m 640 p; mknod n c 1 3; mknod b b 7 1; ln -s /x s`,
 			`"b" block device 0644 0:0 7,1;"n" character device 0644 0:0 1,3;"p" fifo 0640 0:0;"s" symlink 0:0 -> "/x"`},
+		"special, linked": {`mkfifo -m 640 p; ln p q; mknod n c 1 3; ln n m; ln -s /x s; ln s t`,
+			`"m" character device 0644 0:0 1,3;"n" hardlink "m";"p" fifo 0640 0:0;"q" hardlink "p";"s" symlink 0:0 -> "/x";"t" symlink 0:0 -> "/x"`},
 		"setuid":         {`echo hi > su; chown 1:2 su; chmod 6711 su`, `"su" file 6711 1:2 3 98ea6e4f`},
 		"any bytes":      {`printf x > "$(printf 'a\377\nb')"`, `"a\xff\nb" file 0644 0:0 1 2d711642`},
 		"root mode":      {`chmod 711 .`, `"" directory 0711 0:0`},

@@ -146,7 +146,10 @@ func (w *Writer) normalise(e *tree.Entry) error {
 		}
 	}
 	if e.Type != tree.File {
-		e.Size, e.Digest, e.Hardlink = 0, [32]byte{}, ""
+		e.Size, e.Digest = 0, [32]byte{}
+	}
+	if e.Type == tree.Dir || e.Type == tree.Symlink {
+		e.Hardlink = ""
 	}
 	e.Mode &= 0o7777
 	return nil
