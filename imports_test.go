@@ -19,7 +19,7 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/store internal/tree internal/userns",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
@@ -32,6 +32,7 @@ var may = map[string]string{
 	"internal/tree":     "",
 	"internal/progress": "",
 	"internal/registry": "",
+	"internal/sshagent": "",
 	"internal/userns":   "",
 	"internal/testenv":  "",
 	"bench":             "",

@@ -197,6 +197,9 @@ func checkGit(src string, c copyFlags) error {
 
 // kindOf tells files, URLs and git repositories apart. An http(s) URL is a repository if its path ends in .git.
 func kindOf(src string) Place {
+	if !strings.Contains(src, ":") && !strings.HasPrefix(src, "github.com/") {
+		return "" // nearly all: not worth the expressions that recognise a repository
+	}
 	ref, isGit, err := dfgitutil.ParseGitRef(src)
 	switch {
 	case err == nil && !ref.IndistinguishableFromLocal, err != nil && isGit:

@@ -28,7 +28,7 @@ const baseConfig = `{"architecture":"amd64","os":"linux","config":{"Env":["PATH=
 "history":[{"created_by":"base"}]}`
 
 // TestGolden lowers testdata/dockerfiles/*.txtar. The comment of an archive holds options, one a line; its files are the
-// Dockerfile, configs of images ("image NAME"), and what is expected: needs (a line for each round), graph, outline, warnings, errors.
+// Dockerfile, configs of images ("image NAME"), times of sources ("time NAME"), and what is expected: needs (a line for each round), graph, outline, warnings, errors.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("../testdata/dockerfiles/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -80,6 +80,9 @@ func evaluate(t *testing.T, ar *txtar.Archive) map[string]string {
 		}
 		if name, ok := strings.CutPrefix(f.Name, "image "); ok {
 			images[name] = string(f.Data)
+		}
+		if strings.HasPrefix(f.Name, "time ") {
+			images[f.Name] = string(f.Data)
 		}
 	}
 	out := map[string]string{"needs": "", "graph": "", "outline": "", "warnings": "", "errors": ""}
@@ -152,6 +155,16 @@ func lowerAll(f *parser.File, o Options, images map[string]string) (*Graph, []st
 		var names []string
 		for _, n := range needs {
 			name := n.Name
+			if n.Time {
+				names = append(names, "time of "+name)
+				var r Resolved
+				if sec, err := strconv.ParseInt(strings.TrimSpace(images["time "+name]), 10, 64); err == nil {
+					t := time.Unix(sec, 0)
+					r.Time = &t
+				}
+				have[n.Key()] = r
+				continue
+			}
 			if n.Context {
 				name = strings.TrimPrefix(n.Value, "docker-image://")
 				names = append(names, fmt.Sprintf("context %s=%s %s", n.Name, n.Value, n.Platform))

@@ -90,7 +90,9 @@ type Run struct {
 	Network  string  // default, none or host
 	Security string  // sandbox or insecure
 	Hostname string  // "" is the caller's default
-	Files    []File  // here-documents the command executes; to be mounted read-only at PipesDir
+	// Machine is what the programs of the base image are for, by its own account; zero if there is no base image to say.
+	Machine ocispec.Platform
+	Files   []File // here-documents the command executes; to be mounted read-only at PipesDir
 }
 
 // PipesDir is where Run.Files are found by the command.

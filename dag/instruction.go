@@ -150,9 +150,10 @@ func (l *lowering) expand(d *stage, c instructions.Command) error {
 	}
 	if x, ok := c.(instructions.SupportsSingleWordExpansion); ok {
 		err := x.Expand(func(word string) (string, error) {
-			w, unmatched, err := l.lex.ProcessWord(word, d.state.env)
-			l.lintVars(d, c, unmatched)
-			return w, err
+			m, err := l.lex.ProcessWordWithMatches(word, d.state.env)
+			l.lintVars(d, c, m.Unmatched)
+			l.warnModifier(l.file.Position(c.Location()), word, m)
+			return m.Result, err
 		})
 		if err != nil {
 			return err
@@ -162,9 +163,10 @@ func (l *lowering) expand(d *stage, c instructions.Command) error {
 		return x.ExpandRaw(func(word string) (string, error) {
 			lex := shell.NewLex('\\') // the text of a here-document has this escape character whatever the file says
 			lex.SkipProcessQuotes = true
-			w, unmatched, err := lex.ProcessWord(word, d.state.env)
-			l.lintVars(d, c, unmatched)
-			return w, err
+			m, err := lex.ProcessWordWithMatches(word, d.state.env)
+			l.lintVars(d, c, m.Unmatched)
+			l.warnModifier(l.file.Position(c.Location()), word, m)
+			return m.Result, err
 		})
 	}
 	return nil
@@ -223,7 +225,7 @@ func (l *lowering) configure(st *state, cmd instructions.Command) error {
 		config.Shell = c.Shell
 		l.record(st, fmt.Sprintf("SHELL %v", c.Shell), None)
 	default:
-		return notYet(strings.ToUpper(cmd.Name()))
+		return fmt.Errorf("internal error: %s is not lowered", strings.ToUpper(cmd.Name()))
 	}
 	return nil
 }
@@ -261,12 +263,13 @@ func (l *lowering) arg(d *stage, c *instructions.ArgCommand) error {
 		if given, ok := l.args[a.Key]; ok {
 			value = &given
 		} else if value != nil {
-			v, unmatched, err := l.lex.ProcessWord(*value, st.env)
-			l.lintVars(d, c, unmatched)
+			m, err := l.lex.ProcessWordWithMatches(*value, st.env)
+			l.lintVars(d, c, m.Unmatched)
+			l.warnModifier(l.file.Position(c.Location()), *value, m)
 			if err != nil {
 				return err
 			}
-			value = &v
+			value = &m.Result
 		} else if v, ok := l.global.Get(a.Key); ok {
 			value, inherited = &v, true
 		}
@@ -275,6 +278,7 @@ func (l *lowering) arg(d *stage, c *instructions.ArgCommand) error {
 		declared := buildArg{key: a.Key}
 		if value != nil {
 			if a.Key != argScanContext && a.Key != argScanStage {
+				l.warnOverEnv(d, c, a.Key, *value)
 				st.env.set(a.Key, *value)
 			}
 			declared.value = *value

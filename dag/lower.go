@@ -1,6 +1,7 @@
 package dag
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -26,6 +27,8 @@ type lowering struct {
 	meta   []instructions.ArgCommand // before the first FROM
 	epoch  *time.Time
 
+	epochNeed *Need // whose answer everything else waits for
+
 	stages  []*stage          // in file order
 	byName  map[string]*stage // declared names in lower case; of duplicates the latest
 	badName error             // of a FROM that cannot name an image
@@ -37,6 +40,8 @@ type lowering struct {
 	lint     *linter.Linter // with the options of the file
 	here     *linter.Linter // and with those of the comments above the instruction at hand
 	declared []string       // what FROM may refer to, sorted
+
+	modifierSeen bool // warned of ${v#p} and the like
 }
 
 // Lower turns a parsed Dockerfile into a graph. If needs come back instead of a graph, the caller has to answer them in have,
@@ -62,13 +67,16 @@ func (l *lowering) lower() (*Graph, []Need, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if l.epochNeed != nil { // first of all: its value can be in names of images
+		return nil, []Need{*l.epochNeed}, nil
+	}
 	needs, err := l.resolve(target)
 	if err != nil || len(needs) > 0 {
 		return nil, needs, err
 	}
 	reachable := l.wanted(target)
-	for _, d := range l.stages {
-		if !reachable[d] || d.done {
+	for _, d := range inOrder(reachable, l.stages) {
+		if d.done {
 			continue
 		}
 		if err := l.lowerStage(d); err != nil {
@@ -95,13 +103,16 @@ func (l *lowering) prepare() (*stage, error) {
 		return nil, err
 	}
 	l.declared = l.globalNames(meta)
-	if l.epoch, err = l.settings.epoch(l.global, stages); err != nil {
-		return nil, l.at(whole, err)
+	if l.epochNeed, err = l.resolveEpoch(stages); err != nil || l.epochNeed != nil {
+		return nil, err
 	}
 	for i := range stages {
 		if err := l.addStage(i, &stages[i]); err != nil {
 			return nil, err
 		}
+	}
+	if err := l.substitute(); err != nil {
+		return nil, err
 	}
 	target, err := l.target()
 	if err != nil {
@@ -127,16 +138,12 @@ func (l *lowering) prepare() (*stage, error) {
 // target finds the stage to build.
 func (l *lowering) target() (*stage, error) {
 	if l.Target == "" {
-		return l.stages[len(l.stages)-1], nil
+		return l.stages[len(l.stages)-1].actual()
 	}
 	if d, ok := l.stageNamed(l.Target); ok {
-		return d, nil
+		return d.actual()
 	}
-	names := make([]string, len(l.stages))
-	for i, d := range l.stages {
-		names[i] = d.display
-	}
-	return nil, suggest.WrapError(fmt.Errorf("target stage %q could not be found", l.Target), l.Target, names, true)
+	return nil, suggest.WrapError(fmt.Errorf("target stage %q could not be found", l.Target), l.Target, l.stageNames(), true)
 }
 
 // at places an error in the file.
@@ -144,8 +151,10 @@ func (l *lowering) at(r parser.Range, err error) error {
 	return l.file.ErrorAt(r, err)
 }
 
-// notYet is the error for what the language has and this program does not.
-func notYet(what string) error { return fmt.Errorf("%s is not supported yet", what) }
+// errNoWindows refuses what needs Windows: to run its programs, and to write layers as its images have them. Images for it
+// that are FROM scratch, to export programs, are like any other.
+var errNoWindows = parser.WithHint("build it on Windows; stages FROM scratch can be for windows, and others FROM --platform=$BUILDPLATFORM can make what goes into them",
+	errors.New("Windows containers are not supported"))
 
 // add appends a step of a stage.
 func (l *lowering) add(d *stage, s Step) ID {

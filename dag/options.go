@@ -45,6 +45,8 @@ type Need struct {
 	Platform string       // wanted, normalised, such as linux/arm64/v8
 	Context  bool         // Name is a named context
 	Value    string       // of the named context, as given by the user
+	Time     bool         // only the time of the source is wanted: for SOURCE_DATE_EPOCH
+	Add      *Copy        // with Time and without Context: the ADD whose one source Name is
 	Stage    string       // that needs it, for messages
 	Pos      parser.Range // of the instruction that names it, for messages
 }
@@ -52,16 +54,19 @@ type Need struct {
 // NeedKey identifies what is needed.
 type NeedKey struct {
 	Name, Platform string
-	Context        bool
+	Context, Time  bool
 }
 
 // Key gives the key under which the answer is expected.
-func (n Need) Key() NeedKey { return NeedKey{Name: n.Name, Platform: n.Platform, Context: n.Context} }
+func (n Need) Key() NeedKey {
+	return NeedKey{Name: n.Name, Platform: n.Platform, Context: n.Context, Time: n.Time}
+}
 
-// Resolved answers a need: exactly one field is set.
+// Resolved answers a need: one field is set, or none if what was asked for is a time and there is none.
 type Resolved struct {
 	Image *ImageInfo
-	Dir   bool // the named context is a directory tree
+	Dir   bool       // the named context is a directory tree
+	Time  *time.Time // of the commit, of the file, or of the newest file in an archive
 }
 
 // ImageInfo is what lowering has to know about an image.

@@ -51,15 +51,12 @@ func (l *lowering) resolve(target *stage) ([]Need, error) {
 	}
 }
 
-// ordered lists a set of stages in file order, then what is no stage in the order the instructions name it.
+// ordered lists a set of stages, what they are built from first, then what is no stage in the order the instructions name it.
 func ordered(set map[*stage]bool, stages []*stage) []*stage {
-	var out, external []*stage
+	var external []*stage
 	seen := map[*stage]bool{}
-	for _, d := range stages {
-		if !set[d] {
-			continue
-		}
-		out = append(out, d)
+	out := inOrder(set, stages)
+	for _, d := range out {
 		for _, dep := range d.deps {
 			if dep.stage.external && !seen[dep.stage] {
 				seen[dep.stage] = true
@@ -138,6 +135,9 @@ func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.
 	var img dockerspec.DockerOCIImage
 	if err := json.Unmarshal(info.Config, &img); err != nil {
 		return fmt.Errorf("failed to parse image config of %s: %w", d.BaseName, err)
+	}
+	if img.OS == "windows" {
+		return errNoWindows
 	}
 	diffIDs := info.DiffIDs
 	if diffIDs == nil {

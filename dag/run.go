@@ -16,9 +16,13 @@ import (
 // run adds the step of a RUN.
 func (l *lowering) run(d *stage, cmd command, c *instructions.RunCommand) error {
 	if len(instructions.GetDevices(c)) > 0 {
-		return parser.About("--device", notYet("RUN --device"))
+		err := errors.New("RUN --device: build steps are given no devices of this machine")
+		return parser.About("--device", parser.WithHint("leave the flag out and use the device when the image runs, or build this stage with the labs channel of BuildKit", err))
 	}
 	st := &d.state
+	if st.platform.OS == "windows" {
+		return errNoWindows
+	}
 	line, files, summary, err := commandLine(st, c)
 	if err != nil {
 		return err
@@ -33,6 +37,9 @@ func (l *lowering) run(d *stage, cmd command, c *instructions.RunCommand) error 
 		Security: instructions.GetSecurity(c),
 		Hostname: l.Hostname,
 		Files:    files,
+	}
+	if st.baseConfig != nil {
+		op.Machine = normalized(st.baseConfig.Platform)
 	}
 	if len(op.Args) == 0 {
 		return errors.New("RUN requires at least one argument")

@@ -29,6 +29,7 @@ type stage struct {
 	base               *stage            // earlier stage it is FROM; nil for an image, scratch or a named context
 	platform           *ocispec.Platform // of FROM --platform; nil without
 	contextKey         string            // named context that replaces the stage
+	instead            *stage            // stage that replaces this one, if that context is one
 	cmds               []command         // triggers first
 	deps               []dep
 	noCache            bool
@@ -57,9 +58,11 @@ type command struct {
 
 // dep is the use of another stage's files by an instruction.
 type dep struct {
-	stage *stage
-	name  string // as written
-	pos   parser.Range
+	stage   *stage
+	name    string // as written
+	pos     parser.Range
+	context bool // name is that of a named context
+	below   bool // by FROM
 }
 
 // addStage expands a FROM and enters the stage in the table. FROM is checked for every stage, needed or not.
@@ -73,6 +76,7 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 	l.here = l.lint.WithMergedConfigFromComments(st.Comments)
 	base, err := l.lex.ProcessWordWithMatches(st.BaseName, l.global)
 	l.lintFromArgs(st, base.Unmatched)
+	l.warnModifier(pos, st.BaseName, base)
 	d.fromArgs = sortedKeys(base.Matched)
 	if err != nil {
 		return l.at(pos, err)
@@ -186,34 +190,34 @@ func (l *lowering) link(d *stage) error {
 // linked finds the stages one instruction takes files from.
 func (l *lowering) linked(d *stage, ic instructions.Command) (command, error) {
 	cmd := command{Command: ic}
+	link := func(src *stage, context bool, err error) error {
+		if err == nil {
+			cmd.from = append(cmd.from, src)
+		}
+		if err == nil && src != nil {
+			name := fromName(ic, len(cmd.from)-1)
+			d.deps = append(d.deps, dep{stage: src, name: name, pos: l.file.Position(ic.Location()), context: context})
+		}
+		return err
+	}
 	switch c := ic.(type) {
 	case *instructions.CopyCommand:
 		if c.From == "" {
 			break
 		}
-		src, err := l.copySource(c)
-		if err != nil {
+		if err := link(l.copySource(c)); err != nil {
 			return command{}, err
 		}
-		cmd.from = []*stage{src}
 	case *instructions.RunCommand:
-		mounts := instructions.GetMounts(c)
-		cmd.from = make([]*stage, len(mounts))
-		for i, m := range mounts {
+		for _, m := range instructions.GetMounts(c) {
 			if m.From == "" {
 				l.sources++
+				cmd.from = append(cmd.from, nil)
 				continue
 			}
-			src, ok := l.stageNamed(m.From) // a mount names a stage, never its number
-			if !ok {
-				src = l.externalSource(m.From, c)
+			if err := link(l.sourceNamed(m.From, c)); err != nil { // a mount names a stage, never its number
+				return command{}, err
 			}
-			cmd.from[i] = src
-		}
-	}
-	for i, src := range cmd.from {
-		if src != nil {
-			d.deps = append(d.deps, dep{stage: src, name: fromName(ic, i), pos: l.file.Position(ic.Location())})
 		}
 	}
 	return cmd, nil
@@ -230,25 +234,37 @@ func fromName(ic instructions.Command, i int) string {
 	return ""
 }
 
-// copySource finds what COPY --from names: a stage by name or number, else an image or a named context.
-func (l *lowering) copySource(c *instructions.CopyCommand) (*stage, error) {
+// copySource finds what COPY --from names: a stage by name or number, else an image or a named context. It also says whether a
+// named context puts a stage there.
+func (l *lowering) copySource(c *instructions.CopyCommand) (src *stage, context bool, err error) {
 	r, err := l.lex.ProcessWordWithMatches(c.From, newEnv())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if r.Result != c.From {
-		return nil, parser.About("--from", errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"))
+		return nil, false, parser.About("--from", errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"))
 	}
 	if n, err := strconv.Atoi(c.From); err == nil {
 		if n < 0 || n >= len(l.stages) {
-			return nil, parser.About("--from", fmt.Errorf("invalid stage index %d", n))
+			return nil, false, parser.About("--from", fmt.Errorf("invalid stage index %d", n))
 		}
-		return l.stages[n], nil
+		d := l.stages[n]
+		src, err = d.actual()
+		return src, src != d, err
 	}
-	if src, ok := l.stageNamed(c.From); ok {
-		return src, nil
+	return l.sourceNamed(c.From, c)
+}
+
+// sourceNamed is copySource for what is not the number of a stage.
+func (l *lowering) sourceNamed(name string, by instructions.Command) (src *stage, context bool, err error) {
+	if d, ok := l.stageNamed(name); ok {
+		src, err = d.actual()
+		return src, src != d, err
 	}
-	return l.externalSource(c.From, c), nil
+	if src, err = l.contextStage(name, l.settings.target); src != nil || err != nil {
+		return src, true, err
+	}
+	return l.externalSource(name, by), false, nil
 }
 
 func (l *lowering) externalSource(name string, by instructions.Command) *stage {
@@ -261,8 +277,8 @@ func (l *lowering) externalSource(name string, by instructions.Command) *stage {
 	}
 }
 
-// checkCycles refuses stages that copy from themselves, directly or through each other. FROM cannot make a cycle: it only
-// sees earlier stages.
+// checkCycles refuses stages that are built from themselves, directly or through each other. FROM alone cannot make a cycle, as it
+// only sees earlier stages, but named contexts can put any stage below it.
 func (l *lowering) checkCycles() error {
 	const (
 		unseen = iota
@@ -273,10 +289,14 @@ func (l *lowering) checkCycles() error {
 	var visit func(d *stage) *dep
 	visit = func(d *stage) *dep {
 		mark[d] = onPath
-		for i := range d.deps {
-			next := d.deps[i].stage
+		uses := d.deps
+		if d.base != nil {
+			uses = append([]dep{{stage: d.base, name: d.BaseName, pos: d.pos, below: true}}, uses...)
+		}
+		for i := range uses {
+			next := uses[i].stage
 			if mark[next] == onPath {
-				return &d.deps[i]
+				return &uses[i]
 			}
 			if mark[next] == unseen {
 				if closing := visit(next); closing != nil {
@@ -293,7 +313,11 @@ func (l *lowering) checkCycles() error {
 		}
 		if closing := visit(d); closing != nil {
 			err := fmt.Errorf("circular dependency detected on stage: %s", d.label)
-			return l.at(closing.pos, parser.About("from="+closing.name, err))
+			word := "from=" + closing.name
+			if closing.below {
+				word = closing.name
+			}
+			return l.at(closing.pos, parser.About(word, err))
 		}
 	}
 	return nil
@@ -304,7 +328,9 @@ func (l *lowering) wanted(target *stage) map[*stage]bool {
 	set := reachableFrom(target)
 	if l.AllStages {
 		for _, d := range l.stages {
-			maps.Copy(set, reachableFrom(d))
+			if d.instead == nil {
+				maps.Copy(set, reachableFrom(d))
+			}
 		}
 	}
 	return set

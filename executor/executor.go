@@ -83,7 +83,7 @@ type Mount struct {
 	Source Source
 }
 
-// Source is what is mounted: BindPath, BindTree, Tmpfs or File.
+// Source is what is mounted: BindPath, BindTree, Tmpfs, File or Socket.
 type Source interface{ source() }
 
 // BindPath is a file or directory of the host. Sub, if any, is a path below Path whose symlinks are resolved as if Path were
@@ -151,6 +151,7 @@ type mountJSON struct {
 	BindTree *BindTree `json:",omitempty"`
 	Tmpfs    *Tmpfs    `json:",omitempty"`
 	File     *File     `json:",omitempty"`
+	Socket   *Socket   `json:",omitempty"`
 }
 
 // rawStrings are strings of any bytes. In JSON, which would silently replace bytes that are not UTF-8, they are base64.
@@ -255,6 +256,8 @@ func (m Mount) MarshalJSON() ([]byte, error) {
 		j.Tmpfs = &v
 	case File:
 		j.File = &v
+	case Socket:
+		j.Socket = &v
 	}
 	return json.Marshal(j)
 }
@@ -275,6 +278,8 @@ func (m *Mount) UnmarshalJSON(b []byte) error {
 		m.Source = *j.Tmpfs
 	case j.File != nil:
 		m.Source = *j.File
+	case j.Socket != nil:
+		m.Source = *j.Socket
 	}
 	return nil
 }

@@ -45,6 +45,12 @@ func handleRun(ctx context.Context, in json.RawMessage, files []*os.File) (any, 
 	if err := json.Unmarshal(in, &spec); err != nil {
 		return nil, err
 	}
+	for i, m := range spec.Mounts {
+		if k, ok := m.Source.(executor.Socket); ok && k.Hand >= 0 { // an index of the files that came
+			k.Hand = int(files[k.Hand].Fd())
+			spec.Mounts[i].Source = k
+		}
+	}
 	return nil, executor.Run(ctx, &spec, files[0], files[1], files[2])
 }
 

@@ -125,6 +125,7 @@ func TestSpecSurvivesJSON(t *testing.T) {
 			{Target: "/1", Source: executor.BindPath{Path: "/p", Sub: "s", ReadOnly: true}},
 			{Target: "/2", Source: executor.Tmpfs{Size: 7, Mode: 0o700}},
 			{Target: "/3", Source: executor.File{Data: []byte("\xff"), Mode: 0o400, UID: 1, GID: 2}},
+			{Target: "/4", Source: executor.Socket{Hand: 3, Mode: 0o600, UID: 1, GID: 2}},
 		},
 		Rlimits: []executor.Rlimit{{Resource: 7, Soft: 1, Hard: 2}},
 	}

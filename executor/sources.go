@@ -102,6 +102,8 @@ func (s *sources) add(m Mount, sec Security) error {
 		return nil
 	case File:
 		return s.file(m.Target, src, 0)
+	case Socket:
+		return s.socket(m.Target, src)
 	}
 	return fmt.Errorf("unknown source %T", m.Source)
 }

@@ -89,6 +89,10 @@ func (s *source) wrap(r Range, err error) *Error {
 	if better, ok := s.suggest(r, err, msg); ok {
 		hint = better
 	}
+	var hinted *hintError
+	if errors.As(err, &hinted) {
+		hint = hinted.hint
+	}
 	e = &Error{Range: r, Msg: harmless(msg), Hint: hint, Err: err, source: s}
 	if at, ok := s.find(r, tokensOf(err, msg)); ok {
 		e.At = at
@@ -135,6 +139,17 @@ func (e *wordError) Unwrap() error { return e.error }
 
 // About says which word of an instruction an error is about, as it stands in the file, so that File.Error finds its column.
 func About(word string, err error) error { return &wordError{error: err, word: word} }
+
+// hintError is an error that says what to do about it.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e *hintError) Unwrap() error { return e.error }
+
+// WithHint adds what to do about an error, on a line of its own below the source.
+func WithHint(hint string, err error) error { return &hintError{error: err, hint: hint} }
 
 // harmless keeps words of a Dockerfile that are quoted in a message from doing anything to the terminal.
 func harmless(msg string) string {

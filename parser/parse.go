@@ -191,7 +191,6 @@ func (f *File) syntax(o Options) error {
 	if ref == "" || ref == builtin || family.MatchString(ref) {
 		return nil
 	}
-	e := f.source.wrap(r, fmt.Errorf("syntax %q is not supported yet: only the docker/dockerfile frontend is built in", ref))
-	e.Hint = "use # syntax=docker/dockerfile:1 or remove the directive"
-	return e
+	err := fmt.Errorf("syntax %q is not supported: it is a program in an image, and only docker/dockerfile is built in", ref)
+	return f.source.wrap(r, WithHint("use # syntax=docker/dockerfile:1 or remove the directive, if this is a Dockerfile; otherwise build it with BuildKit", err))
 }

@@ -77,7 +77,7 @@ func TestSyntax(t *testing.T) {
 	} {
 		for _, form := range []string{"# syntax=" + ref + "\nFROM a\n", "#!/bin/x\n#syntax = " + ref + " args\nFROM a\n", "// syntax=" + ref + "\n"} {
 			f, err := Parse("D", []byte(form), Options{})
-			refused := err != nil && strings.Contains(err.Error(), "not supported yet")
+			refused := err != nil && strings.Contains(err.Error(), "is not supported")
 			if refused == ok {
 				t.Errorf("%q: %v", form, err)
 			}

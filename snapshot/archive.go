@@ -69,6 +69,7 @@ type archive struct {
 	f *os.File
 	// spare holds the contents of sparse files, which are not in the tar as they are.
 	spare func() (*os.File, error)
+	zstd  bool // how it was compressed
 }
 
 // openIf returns the archive that a file is, or nil when it is something else.
@@ -76,7 +77,7 @@ func (a *archives) openIf(ctx context.Context, src Source, e *tree.Entry, w *Wri
 	if e.Size == 0 {
 		return nil, nil
 	}
-	is, err := isArchive(ctx, src, e)
+	is, zstd, err := isArchive(ctx, src, e)
 	if err != nil || !is {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func (a *archives) openIf(ctx context.Context, src Source, e *tree.Entry, w *Wri
 		return nil, fmt.Errorf("unpack /%s: %w", e.Path, err)
 	}
 	var spare *os.File
-	return &archive{f: f, spare: func() (_ *os.File, err error) {
+	return &archive{f: f, zstd: zstd, spare: func() (_ *os.File, err error) {
 		if spare == nil {
 			spare, err = a.temp(w.l.st)
 		}
@@ -100,20 +101,23 @@ func (a *archives) openIf(ctx context.Context, src Source, e *tree.Entry, w *Wri
 	}}, nil
 }
 
-// isArchive reports whether a file begins as a tar, compressed or not. Whether it also ends as one shows later.
-func isArchive(ctx context.Context, src Source, e *tree.Entry) (bool, error) {
+// isArchive reports whether a file begins as a tar, compressed or not, and whether that is by zstd. Whether it also ends as
+// one shows later.
+func isArchive(ctx context.Context, src Source, e *tree.Entry) (is, zstd bool, err error) {
 	r, err := src.Open(ctx, e)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	defer r.Close()
-	z, err := decompressAny(r)
+	br := bufio.NewReaderSize(r, 64<<10) // which decompressAny uses, too, and meets the same error
+	head, _ := br.Peek(len(zstdMagic))
+	z, err := decompressAny(br)
 	if err != nil {
-		return false, nil // it only looked compressed
+		return false, false, nil // it only looked compressed
 	}
 	defer z.Close()
 	_, err = tar.NewReader(z).Next()
-	return err == nil, nil
+	return err == nil, bytes.HasPrefix(head, zstdMagic), nil
 }
 
 // decompressAny is decompress for two more formats that only archives have.

@@ -79,6 +79,10 @@ type Selection struct {
 	src   Source
 	spec  *CopySpec
 	items []item
+
+	// Zstd are the archives that Write unpacked because of what they are and without being told to, although the Dockerfile
+	// reference does not have zstd among the formats that ADD knows. BuildKit unpacks them.
+	Zstd []string
 }
 
 // item is one source, or one match of a source with wildcards.

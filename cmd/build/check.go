@@ -103,6 +103,11 @@ func (a *app) inspect(ctx context.Context, o build.Options, c *call, closeDispla
 	if err != nil {
 		return err
 	}
+	if o.MetadataFile != "" {
+		if err := report.WriteMetadata(o.MetadataFile); err != nil {
+			return err
+		}
+	}
 	if err := report.Print(a.stdout); err != nil {
 		return err
 	}

@@ -23,6 +23,9 @@ type buildFlags struct {
 	pull          string
 	labels        []string
 	buildContexts []string
+	ignoreAll     bool
+	annotations   []string
+	sourcePolicy  string
 	platforms     []string
 	outputs       []string
 	push          bool
@@ -34,6 +37,7 @@ type buildFlags struct {
 	iidFile       string
 	metadataFile  string
 	secrets       []string
+	ssh           []string
 	noCacheStages []string
 	allow         []string
 	shmSize       string
@@ -55,7 +59,10 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&f.pull, "pull", "", "`WHEN` to ask registries for the images of FROM: always, missing or never; alone it means always (default missing)")
 	fs.Lookup("pull").NoOptDefVal = "always"
 	fs.StringArrayVar(&f.labels, "label", nil, "label of the image, `NAME=VALUE`")
-	fs.StringArrayVar(&f.buildContexts, "build-context", nil, "further context, `NAME=PLACE`: a directory, oci-layout://DIR, docker-image://REF or an archive (repeatable)")
+	fs.StringArrayVar(&f.annotations, "annotation", nil, "annotation of the image, `[LEVEL:]NAME=VALUE`; LEVEL is manifest, index, manifest-descriptor or index-descriptor, with [PLATFORM] (repeatable)")
+	fs.StringArrayVar(&f.buildContexts, "build-context", nil, "further context, `NAME=PLACE`: a directory, docker-image://REF, oci-layout://DIR[:TAG], an image archive, a URL, or target:STAGE of the Dockerfile (repeatable)")
+	fs.BoolVar(&f.ignoreAll, "ignore-everywhere", false, "apply .dockerignore to contexts from git, http and standard input, too")
+	fs.StringVar(&f.sourcePolicy, "source-policy-file", "", "`FILE` with rules that allow, deny or replace sources (default $EXPERIMENTAL_BUILDKIT_SOURCE_POLICY)")
 	fs.StringArrayVar(&f.platforms, "platform", nil, "the `PLATFORM` to build for (default this machine's)")
 	fs.StringArrayVarP(&f.outputs, "output", "o", nil, "`DEST` of the result: DIR, - or type=image|registry|oci|docker|local|tar|cacheonly,dest=… (repeatable)")
 	fs.BoolVar(&f.push, "push", false, "push every tag")
@@ -66,7 +73,8 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress and print only the image's ID")
 	fs.StringVar(&f.iidFile, "iidfile", "", "write the image's ID to `FILE`")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "write what was made, as JSON, to `FILE`")
-	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME] (repeatable)")
+	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME][,cachekey=true] (repeatable)")
+	fs.StringArrayVar(&f.ssh, "ssh", nil, "ssh agent for RUN --mount=type=ssh and git, `SPEC`: default or ID[=SOCKET|KEYFILE,…] (repeatable)")
 	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
 	fs.StringSliceVar(&f.allow, "allow", nil, "`PERMISSION` that a Dockerfile may use: security.insecure (network.host is what steps have anyway)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -22,16 +23,15 @@ func (f *buildFlags) options(a *app, g *globalFlags, context string) (build.Opti
 	o := build.Options{
 		Context: context, Dockerfile: f.file, Stdin: a.stdin,
 		Tags: f.tags, Target: f.target, NoCache: f.noCache, NoCacheStages: f.noCacheStages, Push: f.push,
-		IIDFile: f.iidFile, MetadataFile: f.metadataFile,
+		IIDFile: f.iidFile, MetadataFile: f.metadataFile, IgnoreEverywhere: f.ignoreAll,
 	}
 	for _, fill := range []func(*app, *build.Options) error{
-		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillNetwork, f.fillEpoch, f.fillSecrets, f.fillLimits,
+		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillAnnotations, f.fillPolicy, f.fillNetwork, f.fillEpoch, f.fillSecrets, f.fillSSH, f.fillLimits,
 	} {
 		if err := fill(a, &o); err != nil {
 			return build.Options{}, err
 		}
 	}
-	f.fillSSH(a, &o)
 	var err error
 	if o.Store, err = a.storeOptions(g); err != nil {
 		return build.Options{}, err
@@ -84,17 +84,6 @@ func checkName(name string) error {
 	return nil
 }
 
-// fillSSH says how repositories behind ssh are reached.
-func (f *buildFlags) fillSSH(a *app, o *build.Options) {
-	o.KnownHosts = []string{"/etc/ssh/ssh_known_hosts"}
-	if home := a.getenv("HOME"); home != "" {
-		o.KnownHosts = append(o.KnownHosts, home+"/.ssh/known_hosts")
-	}
-	if o.SSHAgent == "" && build.IsSSH(o.Context) {
-		o.SSHAgent = a.getenv("SSH_AUTH_SOCK")
-	}
-}
-
 func (f *buildFlags) fillValues(a *app, o *build.Options) error {
 	for _, s := range f.buildArgs {
 		k, v, ok := strings.Cut(s, "=")
@@ -105,6 +94,9 @@ func (f *buildFlags) fillValues(a *app, o *build.Options) error {
 			if v, ok = a.env(k); !ok {
 				continue // as docker: a name that is not in the environment keeps the Dockerfile's default
 			}
+		}
+		if on, err := strconv.ParseBool(v); k == "BUILDKIT_INLINE_CACHE" && err == nil && on {
+			a.note("--build-arg %s=%s has no effect: caches inside images are %s", k, v, notYet)
 		}
 		o.BuildArgs = append(o.BuildArgs, build.KeyValue{Key: k, Value: v})
 	}
@@ -227,29 +219,26 @@ func parseHost(s string) (build.Host, error) {
 const epochName = "SOURCE_DATE_EPOCH"
 
 func (f *buildFlags) fillEpoch(a *app, o *build.Options) error {
-	value, where := "", ""
-	for _, kv := range o.BuildArgs {
-		if kv.Key == epochName {
-			value, where = kv.Value, "--build-arg "
-		}
-	}
-	if where == "" {
+	value, given := epochGiven(o)
+	if !given {
 		if value = a.getenv(epochName); value != "" {
 			o.BuildArgs = append(o.BuildArgs, build.KeyValue{Key: epochName, Value: value})
 		}
 	}
-	if value == "" {
-		return nil
+	if t, err := parseEpoch(value); err == nil { // else the name of what has the time: the Dockerfile decides whether there is one
+		o.Epoch = &t
 	}
-	if value == "context" {
-		return nil // known when the context is
-	}
-	t, err := parseEpoch(value)
-	if err != nil {
-		return usagef("invalid %s%s=%s: %v", where, epochName, value, err)
-	}
-	o.Epoch = &t
 	return nil
+}
+
+// epochGiven is the build argument.
+func epochGiven(o *build.Options) (value string, given bool) {
+	for _, kv := range o.BuildArgs {
+		if kv.Key == epochName {
+			value, given = kv.Value, true
+		}
+	}
+	return value, given
 }
 
 func parseEpoch(s string) (time.Time, error) {
@@ -258,6 +247,25 @@ func parseEpoch(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("not a number of seconds")
 	}
 	return time.Unix(sec, 0).UTC(), nil
+}
+
+// fillPolicy reads the source policy, from where BuildKit's tools take it.
+func (f *buildFlags) fillPolicy(a *app, o *build.Options) error {
+	file, where := f.sourcePolicy, "--source-policy-file"
+	if file == "" {
+		file, where = a.getenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"), "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"
+	}
+	if file == "" {
+		return nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return usagef("%s: %v", where, err)
+	}
+	if o.SourcePolicy, err = build.ParseSourcePolicy(data); err != nil {
+		return usagef("%s: %s: %v", where, file, err)
+	}
+	return nil
 }
 
 func (f *buildFlags) fillOutputs(a *app, o *build.Options) error {
@@ -269,7 +277,7 @@ func (f *buildFlags) fillOutputs(a *app, o *build.Options) error {
 		if out.insecure {
 			o.Store.Insecure = append(o.Store.Insecure, hostsOf(append(out.Names, o.Tags...))...)
 		}
-		if out.RewriteTimestamp && out.Epoch == nil && o.Epoch == nil {
+		if value, _ := epochGiven(o); out.RewriteTimestamp && out.Epoch == nil && value == "" {
 			a.note("rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH")
 		}
 		o.Outputs = append(o.Outputs, out.Output)

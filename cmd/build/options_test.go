@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/platforms"
+
 	"build/internal/build"
 )
 
@@ -77,20 +79,22 @@ func TestWrongValues(t *testing.T) {
 		{"--push .", "needs a name"},
 		{"-f - -", "both come from standard input"},
 		{"--load .", "type=docker"},
-		{"--build-arg SOURCE_DATE_EPOCH=now .", "not a number"},
+		{"--annotation a .", "the form is"},
+		{"--annotation =b .", "the form is"},
+		{"--annotation manifset:a=b .", "did you mean manifest?"},
+		{"--annotation index[linux/amd64]:a=b .", "not for one platform"},
+		{"--annotation manifest[l!nux]:a=b .", "is no level"},
+		{"-o type=oci,dest=x,annotation-foo.a=b .", "unknown level"},
 		{"--secret id=x,src=/nonexistent/x .", "--secret id=x: open /nonexistent/x"},
 		{"--secret src=x .", "id= is missing"},
 		{"--secret id=x,evn=Y .", "did you mean env?"},
-		{"--secret id=x,env=NO_SUCH_VARIABLE .", "the environment has no NO_SUCH_VARIABLE"},
 		{"--shm-size lots .", "invalid --shm-size"},
-		{"--ssh default .", "--ssh=default: " + notYet},
 		{"--squash .", "--squash: " + notYet},
 		{"--provenance=true .", notYet},
 		{"--provenance=mode=max .", notYet},
 		{"--attest type=sbom .", notYet},
 		{"--ulimit nofiles=1 .", "invalid --ulimit"},
 		{"-m 1g .", "--memory=1g: " + notYet},
-		{"--annotation a=b .", "annotation.KEY=VALUE"},
 		{"-o type=tarball,dest=x .", `unknown type "tarball"`},
 		{"-o dest=x,name=y .", "type= is missing"},
 		{"-o type=oci,dest .", "KEY=VALUE"},
@@ -176,7 +180,7 @@ func TestOutputForms(t *testing.T) {
 		{"type=oci,dest=d,tar=false,compression=zstd,compression-level=19,force-compression=true", build.Output{
 			Type: build.OutputOCI, Dest: "d", Compression: "zstd", CompressionLevel: &level, ForceCompression: true}},
 		{"type=docker,dest=x,oci-mediatypes=false,source-date-epoch=7,rewrite-timestamp=1,annotation.org.Key=v", build.Output{
-			Type: build.OutputDocker, Dest: "x", Epoch: &epoch, RewriteTimestamp: true, Annotations: []build.KeyValue{{Key: "org.Key", Value: "v"}}}},
+			Type: build.OutputDocker, Dest: "x", Epoch: &epoch, RewriteTimestamp: true, Annotations: []build.Annotation{{Level: build.OnManifest, Key: "org.Key", Value: "v"}}}},
 	} {
 		// The defaults of what the case does not mention.
 		tc.want.Tar = !strings.Contains(tc.in, "tar=false")
@@ -227,6 +231,8 @@ func TestEpoch(t *testing.T) {
 		{map[string]string{"HOME": "/h", epochName: "5"}, nil, 5},
 		{map[string]string{"HOME": "/h", epochName: "5"}, []string{"--build-arg", epochName + "=6"}, 6},
 		{map[string]string{"HOME": "/h", epochName: "5"}, []string{"--build-arg", epochName + "="}, -1},
+		{map[string]string{"HOME": "/h", epochName: "5"}, []string{"--build-arg", epochName + "=context"}, -1},
+		{map[string]string{"HOME": "/h", epochName: "stage"}, nil, -1},
 	} {
 		o, _, err := parse(t, tc.env, append(tc.args, ".")...)
 		if err != nil {
@@ -295,4 +301,41 @@ func TestProgressMode(t *testing.T) {
 	a, _ := fakeApp(t, map[string]string{"BUILDKIT_PROGRESS": "loud"})
 	_, _, err := (&buildFlags{}).progressMode(a)
 	wantUsage(t, err, "BUILDKIT_PROGRESS=loud")
+}
+
+func TestAnnotationForms(t *testing.T) {
+	arm := platforms.MustParse("linux/arm64")
+	for given, want := range map[string][]build.Annotation{
+		"a=b":                         {{Level: build.OnManifest, Key: "a", Value: "b"}},
+		"org.x/y=b=c:d":               {{Level: build.OnManifest, Key: "org.x/y", Value: "b=c:d"}},
+		"index:a=":                    {{Level: build.OnIndex, Key: "a"}},
+		"manifest[linux/arm64]:a=b":   {{Level: build.OnManifest, Platform: &arm, Key: "a", Value: "b"}},
+		"index,manifest-descriptor:a": nil,
+		"index-descriptor,manifest-descriptor[linux/arm64]:a=b": {
+			{Level: build.OnIndexDescriptor, Key: "a", Value: "b"}, {Level: build.OnManifestDescriptor, Platform: &arm, Key: "a", Value: "b"}},
+	} {
+		o, _, err := parse(t, map[string]string{"HOME": "/h"}, "--annotation", given, ".")
+		if (err != nil) != (want == nil) {
+			t.Errorf("%s: %v", given, err)
+		}
+		if err == nil && !reflect.DeepEqual(o.Annotations, want) {
+			t.Errorf("%s: %+v, want %+v", given, o.Annotations, want)
+		}
+	}
+	a, _ := fakeApp(t, nil)
+	out, err := a.parseOutput("type=oci,dest=x,annotation-manifest[linux/arm64].org.k=v,annotation-index-descriptor.i=j")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []build.Annotation{{Level: build.OnManifest, Platform: &arm, Key: "org.k", Value: "v"}, {Level: build.OnIndexDescriptor, Key: "i", Value: "j"}}
+	if !reflect.DeepEqual(out.Annotations, want) {
+		t.Errorf("%+v", out.Annotations)
+	}
+}
+
+func TestInlineCacheIsNoted(t *testing.T) {
+	_, notes, err := parse(t, map[string]string{"HOME": "/h"}, "--build-arg", "BUILDKIT_INLINE_CACHE=1", ".")
+	if err != nil || !strings.Contains(notes, "no effect") {
+		t.Errorf("%v %q", err, notes)
+	}
 }

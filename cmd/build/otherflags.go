@@ -74,9 +74,6 @@ var otherFlags = []otherFlag{
 	{name: "sbom", judge: onlyFalse("no SBOM is made")},
 	{name: "attest", judge: judgeAttest},
 	{name: "isolation", judge: onlyValues("this is how steps run", "", "default")},
-	{name: "annotation", judge: func(string) (string, string) {
-		return "", notYet + "; -o type=oci,annotation.KEY=VALUE,… sets one on an exported image"
-	}},
 	{name: "cgroup-parent", judge: unsupported},
 	{name: "cpu-period", judge: unsupported},
 	{name: "cpu-quota", judge: unsupported},
@@ -89,7 +86,6 @@ var otherFlags = []otherFlag{
 	{name: "resource", judge: unsupported},
 	{name: "security-opt", judge: unsupported},
 	{name: "squash", bare: "true", judge: judgeSwitch},
-	{name: "ssh", judge: unsupported},
 }
 
 // judgeSwitch refuses a switch that is on.

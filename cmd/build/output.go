@@ -94,14 +94,8 @@ func (o *output) set(key, value string) error {
 	if set, ok := outputKeys[strings.ToLower(key)]; ok {
 		return set(o, value)
 	}
-	for _, prefix := range []string{"annotation.", "annotation-manifest."} {
-		if name, ok := strings.CutPrefix(key, prefix); ok && name != "" {
-			o.Annotations = append(o.Annotations, build.KeyValue{Key: name, Value: value})
-			return nil
-		}
-	}
-	if strings.HasPrefix(key, "annotation") {
-		return o.wrong("%s is %s: only annotation.NAME=VALUE, which goes to the manifest, is", key, notYet)
+	if ok, err := o.setAnnotation(key, value); ok {
+		return err
 	}
 	var known []string
 	for k := range outputKeys {

@@ -2,13 +2,15 @@ package main
 
 import (
 	"encoding/csv"
+	"strconv"
 	"strings"
 
 	"build/internal/build"
 )
 
-// fillSecrets reads every --secret: id=ID[,src=FILE|,env=NAME][,type=file|env]. Without src and env the value is that of
-// the environment variable called ID if there is one, else of the file of that name, as with buildx.
+// fillSecrets reads every --secret: id=ID[,src=FILE|,env=NAME][,type=file|env][,cachekey=true]. Without src and env the value
+// is that of the environment variable called ID if there is one, else of the file of that name, as with buildx. cachekey is
+// ours: steps that mount the secret run again when its value changes.
 func (f *buildFlags) fillSecrets(a *app, o *build.Options) error {
 	for _, given := range f.secrets {
 		s, err := a.parseSecret(given)
@@ -21,63 +23,88 @@ func (f *buildFlags) fillSecrets(a *app, o *build.Options) error {
 	return nil
 }
 
+// secretFlag is one --secret as typed.
+type secretFlag struct {
+	id, src, env, kind string
+	cacheKey           bool
+}
+
+func (f *secretFlag) set(given, field string) error {
+	key, value, ok := strings.Cut(field, "=")
+	if !ok {
+		return usagef("invalid --secret %q: %q is not KEY=VALUE", given, field)
+	}
+	switch strings.ToLower(key) {
+	case "id":
+		f.id = value
+	case "src", "source":
+		f.src = value
+	case "env":
+		f.env = value
+	case "type":
+		f.kind = value
+	case "cachekey":
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return usagef("invalid --secret %q: cachekey= is true or false", given)
+		}
+		f.cacheKey = on
+	default:
+		hint := ""
+		if near, ok := nearest(key, []string{"id", "src", "source", "env", "type", "cachekey"}); ok {
+			hint = "; did you mean " + near + "?"
+		}
+		return usagef("invalid --secret %q: unknown key %q%s", given, key, hint)
+	}
+	return nil
+}
+
 func (a *app) parseSecret(given string) (build.Secret, error) {
 	fields, err := csv.NewReader(strings.NewReader(given)).Read()
 	if err != nil {
 		return build.Secret{}, usagef("invalid --secret %q: %v", given, err)
 	}
-	var id, src, env, kind string
+	var f secretFlag
 	for _, field := range fields {
-		key, value, ok := strings.Cut(field, "=")
-		if !ok {
-			return build.Secret{}, usagef("invalid --secret %q: %q is not KEY=VALUE", given, field)
-		}
-		switch strings.ToLower(key) {
-		case "id":
-			id = value
-		case "src", "source":
-			src = value
-		case "env":
-			env = value
-		case "type":
-			kind = value
-		default:
-			hint := ""
-			if near, ok := nearest(key, []string{"id", "src", "source", "env", "type"}); ok {
-				hint = "; did you mean " + near + "?"
-			}
-			return build.Secret{}, usagef("invalid --secret %q: unknown key %q%s", given, key, hint)
+		if err := f.set(given, field); err != nil {
+			return build.Secret{}, err
 		}
 	}
-	if id == "" {
+	if f.id == "" {
 		return build.Secret{}, usagef("invalid --secret %q: id= is missing", given)
 	}
-	switch kind {
+	switch f.kind {
 	case "", "file":
 	case "env":
-		if env == "" {
-			env, src = src, ""
+		if f.env == "" {
+			f.env, f.src = f.src, ""
 		}
-		if env == "" {
-			env = id
+		if f.env == "" {
+			f.env = f.id
 		}
 	default:
 		return build.Secret{}, usagef("invalid --secret %q: type= is file or env", given)
 	}
-	if env == "" && src == "" && kind == "" {
-		if _, ok := a.env(id); ok {
-			env = id
+	if f.env == "" && f.src == "" && f.kind == "" {
+		if _, ok := a.env(f.id); ok {
+			f.env = f.id
 		}
 	}
-	if env != "" {
-		value, ok := a.env(env)
-		if !ok {
-			return build.Secret{}, usagef("--secret id=%s: the environment has no %s", id, env)
-		}
-		return build.Secret{ID: id, Data: []byte(value)}, nil
+	s, err := a.readSecret(&f)
+	s.CacheKey = f.cacheKey
+	return s, err
+}
+
+func (a *app) readSecret(f *secretFlag) (build.Secret, error) {
+	if f.env == "" && f.src == "" {
+		f.src = f.id
 	}
-	if src == "" {
-		src = id
+	if f.env == "" {
+		return build.ReadSecret(f.id, f.src)
 	}
-	return build.ReadSecret(id, src)
+	value, ok := a.env(f.env)
+	if !ok { // as with BuildKit: a build that can do without goes on
+		a.note("--secret id=%s is empty: the environment has no %s", f.id, f.env)
+	}
+	return build.Secret{ID: f.id, Data: []byte(value)}, nil
 }

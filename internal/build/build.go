@@ -88,12 +88,18 @@ func (o *Options) fill() {
 // check refuses what cannot work before anything is done.
 func (o *Options) check() error {
 	for _, out := range o.Outputs {
-		if len(o.Platforms) > 1 && out.Type == OutputDocker {
-			return &UsageError{Msg: "a docker archive holds the image of one platform", Hint: "use -o type=oci for several platforms"}
+		if o.MultiPlatform() && out.Type == OutputDocker {
+			return &UsageError{Msg: "a docker archive holds the image of one platform, and no index", Hint: "use -o type=oci for several platforms"}
 		}
 	}
 	if o.Push && len(o.Tags) == 0 && len(o.Outputs) == 0 {
 		return &UsageError{Msg: "--push needs a name to push to", Hint: "add -t REGISTRY/NAME:TAG"}
+	}
+	if err := o.checkNamedContexts(); err != nil {
+		return err
+	}
+	if err := o.checkAnnotations(); err != nil {
+		return err
 	}
 	if err := o.checkDests(); err != nil {
 		return err
@@ -143,7 +149,7 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res.Cached, res.Ran, res.Warnings = s.tallies.cached, s.tallies.ran, s.found.sorted()
+	res.Cached, res.Ran = s.tallies.cached, s.tallies.ran
 	return res, nil
 }
 
@@ -168,19 +174,19 @@ func (p *product) make(ctx context.Context) (err error) {
 // lowerAll makes a graph for every platform, in parallel. What does not depend on the platform has the same keys in all
 // of them and is done once.
 func (s *session) lowerAll(ctx context.Context, f *parser.File) ([]*product, error) {
-	var products []*product
-	for _, p := range s.opts.Platforms {
-		products = append(products, &product{platform: platformString(p)})
-	}
-	if len(products) < 2 {
-		products = []*product{{}}
+	products := []*product{{}}
+	if s.opts.MultiPlatform() {
+		products = nil
+		for _, p := range s.opts.platforms() {
+			products = append(products, &product{platform: platformString(p)})
+		}
 	}
 	err := each(ctx, indices(len(products)), func(ctx context.Context, i int) (err error) {
 		p := products[i]
 		if p.graph, err = s.lower(ctx, f, i); err != nil {
 			return err
 		}
-		return s.preflight(p.graph)
+		return s.preflight(ctx, p.graph)
 	})
 	return products, err
 }
@@ -229,7 +235,7 @@ func (s *session) dagOptions(platform int) dag.Options {
 		d.Platform = o.Platforms[platform]
 	}
 	d.ContextEpoch = s.contextEpoch
-	d.MultiPlatform = len(o.Platforms) > 1
+	d.MultiPlatform = o.MultiPlatform()
 	return d
 }
 
@@ -243,14 +249,18 @@ func (s *session) buildArgs() map[string]string {
 }
 
 // preflight refuses, before anything is pulled or run, what this machine or this version cannot do.
-func (s *session) preflight(g *dag.Graph) error {
+func (s *session) preflight(ctx context.Context, g *dag.Graph) error {
 	for i := range g.Steps {
 		step := &g.Steps[i]
 		run, ok := step.Op.(dag.Run)
 		if !ok {
 			continue
 		}
-		if err := s.canRun(step, run); err != nil {
+		err := s.canRun(step, run)
+		if err == nil {
+			err = s.canExecute(ctx, g, step, run)
+		}
+		if err != nil {
 			return s.located(step, err)
 		}
 	}

@@ -127,7 +127,7 @@ func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error)
 
 // Login checks credentials with a registry and keeps them where docker does.
 func Login(ctx context.Context, o StoreOptions, host, user, password string) error {
-	_, err := newClient(o).Login(ctx, host, user, password)
+	_, err := newClient(o, nil).Login(ctx, host, user, password)
 	return err
 }
 
@@ -143,7 +143,7 @@ func Push(ctx context.Context, o StoreOptions, name string, sink progress.Sink) 
 		return "", err
 	}
 	ref, _, _ := strings.Cut(key, " ")
-	p := &pusher{st: st, client: newClient(o), layers: snapshot.New(st, snapshot.Options{}), sink: sink, id: 1}
+	p := &pusher{st: st, client: newClient(o, nil), layers: snapshot.New(st, snapshot.Options{}), sink: sink, id: 1}
 	sink.Emit(progress.Started{ID: p.id, Name: "pushing " + familiar(ref), Time: time.Now()})
 	err = p.push(ctx, ref, n.Descriptor)
 	done := progress.Done{ID: p.id, Time: time.Now()}

@@ -17,7 +17,10 @@ import (
 
 // loadDockerfile finds and parses the Dockerfile and prepares the contexts. Directories are opened when a step asks.
 func (s *session) loadDockerfile(ctx context.Context) (*parser.File, error) {
-	s.contexts = &contexts{opened: map[string]*buildctx.Dir{}}
+	s.contexts = &contexts{
+		opened:      map[string]*buildctx.Dir{},
+		openFetched: func(name, dir string) (*buildctx.Dir, error) { return s.openFetched(name, "", opener(dir)) },
+	}
 	var df *buildctx.Dockerfile
 	err := s.task("[internal] load build definition from "+s.dockerfileName(), func(id progress.ID) error {
 		var err error
@@ -69,8 +72,7 @@ func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, err
 		if name == "" {
 			return buildctx.OpenDir(o.Context, s.dirOptions(o.Context, df.IgnoreFile))
 		}
-		dir := s.namedDir(name)
-		return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
+		return s.openNamedDir(name)
 	}
 	return df, nil
 }
@@ -105,17 +107,36 @@ func (s *session) readStdin(ctx context.Context) (*buildctx.Dockerfile, error) {
 		return nil, err
 	}
 	if in.Dockerfile != nil { // no tar: the Dockerfile itself, and an empty context
-		s.contexts.open = func(string) (*buildctx.Dir, error) { return buildctx.OpenDir(tmp, buildctx.DirOptions{NoIgnore: true}) }
+		s.contexts.open = func(name string) (*buildctx.Dir, error) {
+			if name != "" {
+				return s.openNamedDir(name)
+			}
+			return buildctx.OpenDir(tmp, buildctx.DirOptions{NoIgnore: true})
+		}
 		return &buildctx.Dockerfile{Name: "Dockerfile", Data: in.Dockerfile}, nil
+	}
+	s.contextEpoch = in.Newest()
+	find := func() (*buildctx.Dockerfile, error) { return buildctx.FindDockerfileIn(in.Dir, s.opts.Dockerfile) }
+	if isHTTP(s.opts.Dockerfile) {
+		find = func() (*buildctx.Dockerfile, error) { return s.dockerfileAt(ctx, s.opts.Dockerfile) }
+	}
+	df, err := find()
+	if err != nil {
+		return nil, err
 	}
 	s.contexts.open = func(name string) (*buildctx.Dir, error) {
 		if name != "" {
-			dir := s.namedDir(name)
-			return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
+			return s.openNamedDir(name)
 		}
-		return in.Open()
+		return s.openFetched("", df.IgnoreFile, in.Open)
 	}
-	return buildctx.FindDockerfileIn(in.Dir, s.opts.Dockerfile)
+	return df, nil
+}
+
+// openNamedDir opens a named context that is a directory of this machine, with its own ignore rules.
+func (s *session) openNamedDir(name string) (*buildctx.Dir, error) {
+	dir := s.namedDir(name)
+	return buildctx.OpenDir(dir, s.dirOptions(dir, ""))
 }
 
 // emptySource is what a COPY of nothing but here-documents copies from.

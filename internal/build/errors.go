@@ -121,6 +121,8 @@ func ExitCode(err error) int {
 		setup *executor.SetupError
 		nodf  *buildctx.NoDockerfileError
 		esc   *buildctx.EscapeError
+		ign   *buildctx.IgnoreError
+		arch  *buildctx.ArchiveError
 		uns   *userns.Error
 		reg   *registry.Error
 		nf    *snapshot.NotFoundError
@@ -145,7 +147,7 @@ func ExitCode(err error) int {
 		return registryExit(reg)
 	case errors.As(err, &lie): // the image's configuration promised another layer
 		return ExitNetwork
-	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc):
+	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc), errors.As(err, &ign), errors.As(err, &arch):
 		return ExitUsage
 	case errors.As(err, &path):
 		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction

@@ -49,8 +49,13 @@ func hintOf(err error) string {
 	return ""
 }
 
+// withHint is the text of an error, without what would do something to a terminal: parts of it may come from a server.
 func withHint(err error, hint string) string {
-	msg := err.Error()
+	lines := strings.Split(err.Error(), "\n")
+	for i := range lines {
+		lines[i] = parser.Printable(lines[i])
+	}
+	msg := strings.Join(lines, "\n")
 	if hint == "" || strings.Contains(msg, hint) {
 		return msg
 	}

@@ -2,11 +2,12 @@ package build
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,9 @@ import (
 
 // defaultView is what the local store and every output without attributes of its own gets.
 func (s *session) defaultView() view {
-	return view{compression: snapshot.Compression{Kind: snapshot.Gzip, DropPlain: true}, epoch: s.epoch}
+	return view{
+		compression: snapshot.Compression{Kind: snapshot.Gzip, DropPlain: true}, epoch: s.epoch, annotations: s.opts.Annotations,
+	}
 }
 
 // viewOf reads the attributes of one output.
@@ -43,12 +46,7 @@ func (s *session) viewOf(o *Output) view {
 	if o.Epoch != nil {
 		v.epoch = o.Epoch
 	}
-	if len(o.Annotations) > 0 {
-		v.annotations = map[string]string{}
-		for _, kv := range o.Annotations {
-			v.annotations[kv.Key] = kv.Value
-		}
-	}
+	v.annotations = slices.Concat(s.opts.Annotations, o.Annotations)
 	return v
 }
 
@@ -77,7 +75,7 @@ func isImageOutput(t OutputType) bool {
 
 // export hands the result to every output, the local store last but for its name, which comes when all else is done.
 func (s *session) export(ctx context.Context, products []*product) (*Result, error) {
-	res := &Result{}
+	res := &Result{Warnings: s.found.sorted(), Source: s.dockerfile}
 	var img *exporter.Image
 	if s.wantBlobs {
 		err := s.task("exporting to image", func(id progress.ID) error {
@@ -158,14 +156,14 @@ func (s *session) storeImage(ctx context.Context, id progress.ID, img *exporter.
 	if err := s.putDocuments(img); err != nil {
 		return err
 	}
-	desc := ocispec.Descriptor{MediaType: img.MediaType, Digest: digest.FromBytes(img.Manifest), Size: int64(len(img.Manifest))}
+	desc := img.Descriptor()
 	res.Descriptor, res.Digest = desc, desc.Digest.String()
 	if len(img.Children) == 0 {
 		res.ConfigDigest = img.ConfigDigest().String()
 	}
-	res.Names = s.opts.Tags
+	res.Names = s.opts.allNames()
 	s.emit(progress.Message{ID: id, Text: "writing image " + res.Digest})
-	if len(s.opts.Tags) == 0 {
+	if len(s.opts.storedNames()) == 0 {
 		return nil
 	}
 	complete := !s.onlyPushed()
@@ -233,13 +231,14 @@ func (s *session) onlyPushed() bool {
 }
 
 func (s *session) name(id progress.ID, desc ocispec.Descriptor, complete bool, img *exporter.Image) error {
-	for _, tag := range s.opts.Tags {
+	for _, tag := range s.opts.storedNames() {
 		key := nameKey(tag, img.Platform)
 		old, ok, err := s.store.Name(key)
 		if err != nil {
 			return err
 		}
-		if !ok || old.Descriptor.Digest != desc.Digest || old.Complete != complete || old.Origin != store.Built {
+		same := ok && old.Descriptor.Digest == desc.Digest && maps.Equal(old.Descriptor.Annotations, desc.Annotations)
+		if !same || old.Complete != complete || old.Origin != store.Built {
 			err := s.store.SetName(key, store.Name{
 				Descriptor: desc, Origin: store.Built, Time: time.Now(), Complete: complete, Platform: platformsOf(img),
 			})
@@ -473,43 +472,4 @@ func (s *session) push(ctx context.Context, id progress.ID, ref string, img *exp
 		p.Layers = append(p.Layers, registry.PushLayer{Desc: l.Descriptor, Open: l.Open, MountFrom: from})
 	}
 	return s.client.Push(ctx, ref, p)
-}
-
-// writeFiles writes what scripts read: the id and the metadata.
-func (s *session) writeFiles(res *Result) error {
-	if f := s.opts.IIDFile; f != "" {
-		if err := os.WriteFile(f, []byte(res.ConfigDigest), 0o644); err != nil {
-			return &UsageError{Msg: fmt.Sprintf("--iidfile: %v", err)}
-		}
-	}
-	if s.opts.MetadataFile == "" {
-		return nil
-	}
-	return WriteMetadata(s.opts.MetadataFile, res, nil)
-}
-
-// WriteMetadata writes the file of --metadata-file: the keys of docker buildx and, for a step that failed, its exit code.
-func WriteMetadata(file string, res *Result, failed *StepError) error {
-	m := map[string]any{}
-	if res != nil && res.Digest != "" {
-		m["containerimage.digest"] = res.Digest
-		m["containerimage.config.digest"] = res.ConfigDigest
-		m["containerimage.descriptor"] = res.Descriptor
-		if len(res.Names) > 0 {
-			m["image.name"] = strings.Join(res.Names, ",")
-		}
-	}
-	if failed != nil {
-		m["build.step.exitcode"] = failed.Code
-		m["build.step.name"] = failed.Step
-		m["build.step.position"] = failed.Pos.String()
-	}
-	b, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
-		return &UsageError{Msg: fmt.Sprintf("--metadata-file: %v", err)}
-	}
-	return nil
 }

@@ -109,6 +109,7 @@ type inside struct {
 	layers *snapshot.Layers
 	kind   string
 
+	renewed  renewed
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
 }
@@ -119,6 +120,7 @@ func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error
 	}
 	n.stop()
 	n.sweeping.Wait()
+	n.renewed.drop()
 	return nil, errors.Join(n.lease.Close(), n.store.Close())
 }
 
@@ -170,8 +172,11 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	if err := json.Unmarshal(in, &req); err != nil {
 		return nil, err
 	}
-	if len(files) != 3 {
+	if len(files) < 3 {
 		return nil, fmt.Errorf("internal error: %d files came with a step", len(files))
+	}
+	if err := takeSockets(&req.Spec, files[3:]); err != nil {
+		return nil, err
 	}
 	up, err := n.layers.Begin(ctx, req.Chain)
 	if err != nil {

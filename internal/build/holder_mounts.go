@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -97,9 +98,63 @@ func (n *inside) cacheMount(ctx context.Context, c cacheMount) (dir string, unlo
 	return dir, unlock, err
 }
 
+func (n *inside) cachePath(name string) string {
+	return filepath.Join(n.store.Local(n.kind), cacheDir, name)
+}
+
+// renewed are the caches this build began anew.
+type renewed struct {
+	mu   sync.Mutex
+	done map[string]bool
+	old  []func() // remove what was moved out of the way
+}
+
+// drop removes what the caches held before.
+func (r *renewed) drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.old {
+		f()
+	}
+	r.old = nil
+}
+
+// renew moves a cache out of the way, once in a build, so that its steps share what is made in its place. Another build's
+// step that has it mounted goes on with the old one, which is removed when this build ends.
+func (n *inside) renew(ctx context.Context, name string) error {
+	n.renewed.mu.Lock()
+	defer n.renewed.mu.Unlock()
+	if n.renewed.done[name] {
+		return nil
+	}
+	unlock, err := n.store.Lock(ctx, "cache-make-"+name, nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	tmp, release, err := n.store.LocalTemp(n.kind)
+	if err != nil {
+		return err
+	}
+	n.renewed.old = append(n.renewed.old, release)
+	if err := os.Rename(n.cachePath(name), filepath.Join(tmp, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if n.renewed.done == nil {
+		n.renewed.done = map[string]bool{}
+	}
+	n.renewed.done[name] = true
+	return nil
+}
+
 // fillCache makes the directory when it is missing: beside its place first, so that nobody sees a half-filled one.
 func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (string, error) {
-	dir := filepath.Join(n.store.Local(n.kind), cacheDir, name)
+	dir := n.cachePath(name)
+	if c.Fresh {
+		if err := n.renew(ctx, name); err != nil {
+			return "", fmt.Errorf("begin it anew: %w", err)
+		}
+	}
 	if _, err := os.Lstat(dir); err == nil {
 		return dir, nil
 	}

@@ -21,7 +21,7 @@ type view struct {
 	compression snapshot.Compression
 	epoch       *time.Time
 	docker      bool // Docker's media types instead of OCI's
-	annotations map[string]string
+	annotations []Annotation
 }
 
 // result puts together what the build made: an image, or an index of several.
@@ -38,10 +38,11 @@ func (s *session) result(ctx context.Context, products []*product, v view) (*exp
 		return nil, err
 	}
 	out := &images[0]
-	if len(images) > 1 {
-		if out, err = exporter.AssembleIndex(images, nil, v.docker); err != nil {
+	if s.opts.MultiPlatform() {
+		if out, err = exporter.AssembleIndex(images, annotationsOn(v.annotations, OnIndex, nil), v.docker); err != nil {
 			return nil, err
 		}
+		out.Annotations = annotationsOn(v.annotations, OnIndexDescriptor, nil)
 	}
 	out.Names = slices.Clone(s.opts.Tags)
 	return out, nil
@@ -62,9 +63,14 @@ func (s *session) image(ctx context.Context, g *dag.Graph, out *outcome, v view)
 	if err != nil {
 		return nil, err
 	}
-	return exporter.Assemble(cfg, layers, exporter.AssembleOptions{
-		Docker: v.docker, Annotations: v.annotations, Epoch: v.epoch, LayerTimes: times, BaseHistory: baseHistory(g),
+	img, err := exporter.Assemble(cfg, layers, exporter.AssembleOptions{
+		Docker: v.docker, Annotations: annotationsOn(v.annotations, OnManifest, &cfg.Platform),
+		Epoch: v.epoch, LayerTimes: times, BaseHistory: baseHistory(g),
 	})
+	if err == nil {
+		img.Annotations = annotationsOn(v.annotations, OnManifestDescriptor, &cfg.Platform)
+	}
+	return img, err
 }
 
 // imageLayer finds or makes the blob of one layer. Layers of a base keep the blob they came with.
@@ -146,7 +152,9 @@ func (s *session) imageConfig(g *dag.Graph, out *outcome) (dockerspec.DockerOCII
 		entry := h.History
 		if madeHere(h) {
 			t := out.times[next]
-			entry.Created = &t
+			if entry.Created == nil { // an epoch of the build is the time of all its instructions, older layer or not
+				entry.Created = &t
+			}
 			times[next] = exporter.LayerTime{Created: t, CreatedBy: entry.CreatedBy}
 			next++
 		}

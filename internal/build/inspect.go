@@ -61,6 +61,9 @@ func Inspect(ctx context.Context, o Options, in Inspection) (*Report, error) {
 		return &Report{in: in}, nil
 	}
 	o.fill()
+	if err := o.checkNamedContexts(); err != nil {
+		return nil, err
+	}
 	if len(o.Platforms) > 1 {
 		o.Platforms = o.Platforms[:1]
 	}

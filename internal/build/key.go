@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"path"
 	"strconv"
 	"strings"
 
@@ -17,7 +18,7 @@ import (
 // which lets a step whose inputs were made again to the same content stay cached.
 //
 // Not in any key, as in BuildKit (S92, S95): proxy variables, the addresses of --add-host (the names are), cache mount
-// ids and sharing, secrets and ssh, resource limits, and everything that only ends up in the image's configuration.
+// ids and sharing, what secrets and ssh agents are, resource limits, and everything that only ends up in the image's configuration.
 
 type stepKey struct {
 	key  cache.Key
@@ -28,10 +29,18 @@ func sealKey(h *cache.Hash) *stepKey { return &stepKey{key: h.Sum(), hash: h} }
 
 // definition returns the definition key of a step, computing those of its inputs as needed.
 func (e *evaluator) definition(ctx context.Context, id dag.ID) (*stepKey, error) {
+	return e.startDefinition(ctx, id).wait(ctx)
+}
+
+// startDefinition begins to compute a definition key. Only what computes a key or evaluates a step calls it, never a goroutine
+// that nobody waits for: the end of a build waits for all work there is, so no more may come out of nowhere.
+func (e *evaluator) startDefinition(ctx context.Context, id dag.ID) *future[*stepKey] {
 	return once(e, e.keys, id, func() (*stepKey, error) {
 		step := &e.graph.Steps[id]
 		for _, in := range step.Inputs { // start all, then wait in order
-			e.startDefinition(ctx, in)
+			if _, ok := e.graph.Steps[in].Op.(dag.Context); !ok {
+				e.startDefinition(ctx, in)
+			}
 		}
 		h := cache.NewHash("definition")
 		if err := e.opFields(ctx, h, step); err != nil {
@@ -48,13 +57,7 @@ func (e *evaluator) definition(ctx context.Context, id dag.ID) (*stepKey, error)
 			h.Key("input"+strconv.Itoa(i), k.key)
 		}
 		return sealKey(h), nil
-	}).wait(ctx)
-}
-
-func (e *evaluator) startDefinition(ctx context.Context, id dag.ID) {
-	if _, ok := e.graph.Steps[id].Op.(dag.Context); !ok {
-		go e.definition(ctx, id) //nolint:errcheck // the error is found again by the one who waits
-	}
+	})
 }
 
 // contentKey returns the key of a step whose inputs are known.
@@ -215,7 +218,8 @@ func (e *evaluator) copyFields(ctx context.Context, h *cache.Hash, step *dag.Ste
 		if s.Place != "" {
 			continue
 		}
-		h.Field("source"+strconv.Itoa(i), s.Path)
+		// The directories above a source name nothing in the result: what is selected is a field of its own (S89).
+		h.Field("source"+strconv.Itoa(i), path.Base(s.Path))
 		if s.Inline {
 			h.Field("inline"+strconv.Itoa(i), string(s.Data))
 		}

@@ -1,11 +1,15 @@
 package build
 
 import (
+	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -21,6 +25,9 @@ import (
 type Secret struct {
 	ID   string
 	Data []byte
+	// CacheKey lets the value decide whether a step that mounts it runs again: an HMAC of it under the store's own key enters
+	// the step's.
+	CacheKey bool
 }
 
 // treeMount is a path of a chain of layers that a step sees somewhere (type=bind).
@@ -41,6 +48,7 @@ type cacheMount struct {
 	Mode     uint32
 	UID, GID uint32
 	Seed     digest.Digest // layer with what it is first filled with; "" nothing
+	Fresh    bool          // what it held before this build is not wanted
 }
 
 // mountFields adds what a RUN's mounts say to its key. The content of what is mounted comes with the inputs.
@@ -48,6 +56,11 @@ func (e *evaluator) mountFields(ctx context.Context, h *cache.Hash, step *dag.St
 	for i, m := range op.Mounts {
 		name := "mount" + strconv.Itoa(i)
 		h.Field(name, fmt.Sprintf("%s %s %s ro=%v env=%s size=%d", m.Type, m.Target, m.Source, m.ReadOnly, m.Env, m.Size))
+		if m.Type == dag.MountSecret || m.Type == dag.MountSSH {
+			if err := e.privateFields(h, name, m); err != nil {
+				return err
+			}
+		}
 		if !e.mountsContext(step, m) {
 			continue
 		}
@@ -56,6 +69,50 @@ func (e *evaluator) mountFields(ctx context.Context, h *cache.Hash, step *dag.St
 			return err
 		}
 		h.Field(name+":context", hex.EncodeToString(sel.sum[:]))
+	}
+	return nil
+}
+
+// privateFields adds what a Dockerfile says about a secret or an agent: which it is and who may use it, but not what it is
+// (S92, S95), unless the caller asked for that.
+func (e *evaluator) privateFields(h *cache.Hash, name string, m dag.Mount) error {
+	number := func(v *uint32) string {
+		if v == nil {
+			return "-"
+		}
+		return strconv.FormatUint(uint64(*v), 8)
+	}
+	h.Field(name+":id", m.ID)
+	h.Field(name+":access", fmt.Sprintf("mode=%s uid=%s gid=%s required=%v", number(m.Mode), number(m.UID), number(m.GID), m.Required))
+	secret := e.secretOf(m)
+	if secret == nil || !secret.CacheKey {
+		return nil
+	}
+	key, err := e.store.SecretKey()
+	if err != nil {
+		return &EnvironmentError{Err: err}
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte("secret " + secret.ID + "\x00"))
+	mac.Write(secret.Data)
+	h.Field(name+":value", hex.EncodeToString(mac.Sum(nil)))
+	return nil
+}
+
+// secretOf returns what was given for a secret mount, nil if nothing was.
+func (e *evaluator) secretOf(m dag.Mount) *Secret {
+	if m.Type != dag.MountSecret {
+		return nil
+	}
+	return e.givenSecret(m.ID)
+}
+
+// givenSecret returns the secret of an id, nil if there is none. Of several the last counts.
+func (s *session) givenSecret(id string) *Secret {
+	for i, x := range slices.Backward(s.opts.Secrets) {
+		if x.ID == id {
+			return &s.opts.Secrets[i]
+		}
 	}
 	return nil
 }
@@ -148,6 +205,7 @@ func (e *evaluator) mounts(ctx context.Context, step *dag.Step, op dag.Run, in [
 			err = e.bindMount(ctx, step, i, m, in, req)
 		case dag.MountCache:
 			err = e.cacheMount(ctx, step, i, m, in, req)
+		case dag.MountSSH: // forwardAgents, last of all
 		default:
 			err = &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
 		}
@@ -200,6 +258,8 @@ func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag
 	if m.Mode != nil || m.UID != nil || m.GID != nil {
 		// As in BuildKit, a cache that names its owner or mode is not the one of the same id that does not.
 		h.Field("owner", fmt.Sprintf("%d:%d %o", c.UID, c.GID, c.Mode))
+		// And --no-cache makes it again, although it clears no other cache (S98).
+		c.Fresh = step.NoCache
 	}
 	if m.Input >= 0 {
 		sel, err := e.mountSelection(ctx, step, i, m, in[m.Input])
@@ -219,12 +279,7 @@ func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag
 
 // secretMount shows a secret as a file in memory, as an environment variable, or both.
 func (e *evaluator) secretMount(m dag.Mount, req *runRequest) error {
-	var secret *Secret
-	for i := range e.opts.Secrets {
-		if e.opts.Secrets[i].ID == m.ID {
-			secret = &e.opts.Secrets[i]
-		}
-	}
+	secret := e.secretOf(m)
 	if secret == nil {
 		if m.Required {
 			return &UsageError{Msg: fmt.Sprintf("secret %s: not found", m.ID), Hint: fmt.Sprintf("give it with --secret id=%s,src=FILE or --secret id=%s,env=NAME", m.ID, m.ID)}
@@ -232,6 +287,9 @@ func (e *evaluator) secretMount(m dag.Mount, req *runRequest) error {
 		return nil
 	}
 	if m.Env != "" {
+		if bytes.IndexByte(secret.Data, 0) >= 0 {
+			return &UsageError{Msg: fmt.Sprintf("secret %s holds a zero byte, which an environment variable cannot", m.ID), Hint: "mount it as a file: leave out env="}
+		}
 		req.Spec.Env = append(req.Spec.Env, m.Env+"="+string(secret.Data))
 	}
 	if m.Target == "" {

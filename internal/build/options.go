@@ -39,21 +39,25 @@ type Options struct {
 	NoCache       bool
 	Pull          PullMode // "" is PullMissing
 	Labels        []KeyValue
+	Annotations   []Annotation // of every output that is an image
 	NamedContexts []KeyValue
-	Platforms     []ocispec.Platform // empty: the host's
-	Outputs       []Output           // empty: the local store only
-	Push          bool               // also push every tag
-	Network       string             // "", "default", "host" or "none"
-	AddHosts      []Host
-	IIDFile       string
-	MetadataFile  string
-	Epoch         *time.Time // SOURCE_DATE_EPOCH from the environment or as build argument
-	ProxyArgs     []KeyValue // HTTP_PROXY and friends: forwarded to RUN, in no key and no history
-	Jobs          int        // CPU-bound steps at a time; 0: what the cgroup allows
+	SourcePolicy  *SourcePolicy // nil: everything is allowed
+	// IgnoreEverywhere applies ignore files to contexts that are no local directories, too.
+	IgnoreEverywhere bool
+	Platforms        []ocispec.Platform // empty: the host's
+	Outputs          []Output           // empty: the local store only
+	Push             bool               // also push every tag
+	Network          string             // "", "default", "host" or "none"
+	AddHosts         []Host
+	IIDFile          string
+	MetadataFile     string
+	Epoch            *time.Time // SOURCE_DATE_EPOCH from the environment or as build argument
+	ProxyArgs        []KeyValue // HTTP_PROXY and friends: forwarded to RUN, in no key and no history
+	Jobs             int        // CPU-bound steps at a time; 0: what the cgroup allows
 
 	NoCacheStages []string // stages whose steps all run again
 	Secrets       []Secret
-	SSHAgent      string              // socket of the agent for git over ssh, "" for none
+	SSH           []SSHAgent
 	KnownHosts    []string            // files with the keys of ssh hosts
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
 	AllowInsecure bool                // RUN --security=insecure
@@ -116,7 +120,7 @@ type Output struct {
 	ForceCompression bool
 	Epoch            *time.Time
 	RewriteTimestamp bool
-	Annotations      []KeyValue
+	Annotations      []Annotation
 }
 
 // Result is what a build made.
@@ -128,5 +132,6 @@ type Result struct {
 	Cached       int // steps answered from the cache
 	Ran          int // steps that ran
 	Warnings     []parser.Warning
+	Source       []byte // the Dockerfile, to which they refer
 	Written      []string
 }

@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
-
 	"build/internal/buildctx"
 	"build/internal/git"
 	"build/internal/progress"
@@ -30,6 +28,7 @@ type remotes struct {
 	downloads flights[*buildctx.Download]
 	targets   flights[git.Target]
 	checkouts flights[*checkedOut]
+	archives  flights[string] // compressed images by their file: where their plain copy is
 }
 
 // flights are values that are computed once for each key, whoever asks first.
@@ -59,39 +58,13 @@ func (f *flights[T]) do(ctx context.Context, key string, compute func() (T, erro
 
 const userAgent = "build"
 
-// transport speaks http for everything but registries. Proxies are those that RUN gets too.
-func (s *session) transport() http.RoundTripper {
-	args := s.buildArgs()
-	get := func(name string) string {
-		if v := args[name]; v != "" {
-			return v
-		}
-		return args[strings.ToLower(name)]
-	}
-	p := &httpproxy.Config{HTTPProxy: get("HTTP_PROXY"), HTTPSProxy: get("HTTPS_PROXY"), NoProxy: get("NO_PROXY")}
-	if all := get("ALL_PROXY"); all != "" {
-		if p.HTTPProxy == "" {
-			p.HTTPProxy = all
-		}
-		if p.HTTPSProxy == "" {
-			p.HTTPSProxy = all
-		}
-	}
-	choose := p.ProxyFunc()
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
-	t.ResponseHeaderTimeout = time.Minute
-	return t
-}
-
 // secret returns the value of a --secret.
 func (s *session) secret(id string) (string, bool) {
-	for _, x := range s.opts.Secrets {
-		if x.ID == id {
-			return strings.TrimRight(string(x.Data), "\r\n"), true
-		}
+	x := s.givenSecret(id)
+	if x == nil {
+		return "", false
 	}
-	return "", false
+	return strings.TrimRight(string(x.Data), "\r\n"), true
 }
 
 // httpAuthorization is what the secrets say for a host of ADD.
@@ -135,9 +108,22 @@ func (s *session) gitAuthorization(repo string) func(*url.URL) string {
 // download fetches the file at a URL, or knows that what is here is still the same.
 func (s *session) download(ctx context.Context, raw string, checksum digest.Digest) (*buildctx.Download, error) {
 	return s.remotes.downloads.do(ctx, raw+"\n"+checksum.String(), func() (dl *buildctx.Download, err error) {
+		raw, sum, err := s.policyHTTP(raw, checksum.String())
+		if err != nil {
+			return nil, err
+		}
+		checksum := digest.Digest(sum)
+		if checksum != "" {
+			if err := checksum.Validate(); err != nil {
+				return nil, &UsageError{Msg: fmt.Sprintf("checksum %q of %s: %v", sum, git.Redact(raw), err)}
+			}
+		}
 		d := &buildctx.Downloads{
-			Dir: filepath.Join(s.store.Dir(), "http"), Transport: s.transport(), UserAgent: userAgent,
+			Dir: filepath.Join(s.store.Dir(), "http"), Transport: &s.transport, UserAgent: userAgent,
 			Authorization: s.httpAuthorization, Offline: s.opts.Store.Offline,
+		}
+		if err := s.transport.check(raw); err != nil {
+			return nil, err
 		}
 		err = s.task("[internal] load "+git.Redact(raw), func(progress.ID) error {
 			dl, err = d.Get(ctx, raw, checksum)
@@ -185,19 +171,29 @@ func remoteError(name string, err error) error {
 
 // repo opens a repository.
 func (s *session) repo(g *buildctx.GitSource) (*git.Remote, error) {
-	return git.Open(g.Repo, git.Config{
-		Transport: s.transport(), Authorization: s.gitAuthorization(g.Repo),
-		SSHAgent: s.opts.SSHAgent, KnownHosts: s.opts.KnownHosts,
+	if err := s.transport.check(g.Repo); err != nil {
+		return nil, err
+	}
+	r, err := git.Open(g.Repo, git.Config{
+		Transport: &s.transport, Authorization: s.gitAuthorization(g.Repo),
+		DialAgent: s.gitAgent(), KnownHosts: s.opts.KnownHosts,
 	})
+	if err != nil {
+		return nil, &UsageError{Msg: err.Error()}
+	}
+	return r, nil
 }
 
 // gitTarget finds out which commit is meant.
 func (s *session) gitTarget(ctx context.Context, g *buildctx.GitSource) (git.Target, error) {
 	key := fmt.Sprintf("%q %+v", g.Repo, g.Query)
 	return s.remotes.targets.do(ctx, key, func() (t git.Target, err error) {
+		if err := s.policyGit(g); err != nil {
+			return t, err
+		}
 		r, err := s.repo(g)
 		if err != nil {
-			return t, &UsageError{Msg: err.Error()}
+			return t, err
 		}
 		if s.opts.Store.Offline && !git.IsCommit(g.Query.Ref) && !g.Query.FetchByCommit {
 			return t, offlineGit(g)
@@ -236,7 +232,7 @@ func (s *session) gitCheckout(ctx context.Context, g *buildctx.GitSource, t git.
 		}
 		r, err := s.repo(g)
 		if err != nil {
-			return nil, &UsageError{Msg: err.Error()}
+			return nil, err
 		}
 		tmp, release, err := s.store.TempDir()
 		if err != nil {
@@ -340,20 +336,28 @@ func (s *session) readRemote(ctx context.Context, r buildctx.Remote) (*buildctx.
 		return nil, err
 	}
 	s.contextEpoch = epoch
-	open := func() (*buildctx.Dir, error) { return openTree(dir) }
+	open := opener(dir)
 	var alone *buildctx.Dockerfile
 	if dl != nil {
 		if open, alone, err = s.openDownload(ctx, dl, dir); err != nil {
 			return nil, err
 		}
 	}
-	s.contexts.open = func(name string) (*buildctx.Dir, error) {
-		if name == "" {
-			return open()
-		}
-		named := s.namedDir(name)
-		return buildctx.OpenDir(named, s.dirOptions(named, ""))
+	df, err := s.dockerfileOf(ctx, dir, alone)
+	if err != nil {
+		return nil, err
 	}
+	s.contexts.open = func(name string) (*buildctx.Dir, error) {
+		if name != "" {
+			return s.openNamedDir(name)
+		}
+		return s.openFetched("", df.IgnoreFile, open)
+	}
+	return df, nil
+}
+
+// dockerfileOf finds the Dockerfile of a context that was fetched; alone is what the context consists of when it is one.
+func (s *session) dockerfileOf(ctx context.Context, dir string, alone *buildctx.Dockerfile) (*buildctx.Dockerfile, error) {
 	switch {
 	case s.opts.Dockerfile == "-":
 		return buildctx.FindDockerfile(dir, "-", s.opts.Stdin)
@@ -366,7 +370,9 @@ func (s *session) readRemote(ctx context.Context, r buildctx.Remote) (*buildctx.
 }
 
 // openDownload makes a context of one file: an archive is unpacked, anything else is the Dockerfile.
-func (s *session) openDownload(ctx context.Context, dl *buildctx.Download, dir string) (open func() (*buildctx.Dir, error), alone *buildctx.Dockerfile, err error) {
+func (s *session) openDownload(ctx context.Context, dl *buildctx.Download, dir string) (
+	open func(buildctx.DirOptions) (*buildctx.Dir, error), alone *buildctx.Dockerfile, err error,
+) {
 	f, err := dl.Open(contextName)
 	if err != nil {
 		return nil, nil, err
@@ -385,7 +391,7 @@ func (s *session) openDownload(ctx context.Context, dl *buildctx.Download, dir s
 	if err := layFile(dl, dir, contextName); err != nil {
 		return nil, nil, err
 	}
-	return func() (*buildctx.Dir, error) { return openTree(dir) }, &buildctx.Dockerfile{Name: "Dockerfile", Data: in.Dockerfile}, nil
+	return opener(dir), &buildctx.Dockerfile{Name: "Dockerfile", Data: in.Dockerfile}, nil
 }
 
 func isHTTP(s string) bool {

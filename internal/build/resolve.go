@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -43,23 +41,22 @@ func (s *session) resolveAll(ctx context.Context, needs []dag.Need, have map[dag
 
 func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error) {
 	name := n.Name
+	if n.Time {
+		t, err := s.sourceTime(ctx, n)
+		return dag.Resolved{Time: t}, err
+	}
 	if n.Context {
 		value := n.Value
 		if ok, err := s.fetchNamed(ctx, n.Name, value); ok || err != nil {
 			return dag.Resolved{Dir: ok}, err
 		}
-		if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
+		if ref, ok := strings.CutPrefix(value, imageScheme); ok {
 			name = ref
 		} else if img, open, err := s.openLocalImage(ctx, value, n); img != nil || err != nil {
 			if err != nil {
 				return dag.Resolved{}, err
 			}
 			return s.offerImage(img, open)
-		} else if fi, err := os.Stat(value); err != nil || !fi.IsDir() {
-			return dag.Resolved{}, &UsageError{
-				Msg:  fmt.Sprintf("--build-context %s=%s is neither a directory nor an image", n.Name, value),
-				Hint: "use a directory, docker-image://NAME, oci-layout://DIR[:TAG], or an oci or docker archive",
-			}
 		} else {
 			return dag.Resolved{Dir: true}, nil
 		}
@@ -69,25 +66,6 @@ func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error)
 		return dag.Resolved{}, err
 	}
 	return s.resolveImage(ctx, ref, n)
-}
-
-// openLocalImage opens an OCI layout or an archive named by --build-context; nil when value is neither.
-func (s *session) openLocalImage(ctx context.Context, value string, n dag.Need) (*registry.Image, blobSource, error) {
-	file, ref := value, ""
-	if path, ok := strings.CutPrefix(value, "oci-layout://"); ok {
-		file, ref = registry.SplitLayout(path)
-	} else if fi, err := os.Stat(value); err != nil || fi.IsDir() {
-		return nil, nil, nil
-	}
-	l, err := registry.OpenLayout(file, ref)
-	if err != nil {
-		return nil, nil, err
-	}
-	s.contexts.onClose(func() { l.Close() })
-	p := wantPlatform(n)
-	img, err := l.Resolve(ctx, &p)
-	open := func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) { return l.Blob(ctx, "", d) }
-	return img, open, err
 }
 
 func wantPlatform(n dag.Need) ocispec.Platform {
@@ -105,7 +83,11 @@ func wantPlatform(n dag.Need) ocispec.Platform {
 func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag.Resolved, error) {
 	want := wantPlatform(n)
 	var out dag.Resolved
-	err := s.task("[internal] load metadata for "+ref+platformSuffix(want), func(id progress.ID) error {
+	ref, err := s.policyImage(ref)
+	if err != nil {
+		return out, err
+	}
+	err = s.task("[internal] load metadata for "+ref+platformSuffix(want), func(id progress.ID) error {
 		local, err := s.localImage(ref, want)
 		if err != nil {
 			return err

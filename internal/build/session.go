@@ -3,6 +3,8 @@ package build
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/url"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -35,6 +37,9 @@ type session struct {
 	client *registry.Client
 	plan   userns.Plan
 	planEr error // why no namespaces can be made, told when a step needs them
+
+	proxy     func(*http.Request) (*url.URL, error)
+	transport transport
 
 	contexts *contexts
 	remotes  remotes
@@ -73,8 +78,10 @@ func openStore(o StoreOptions) (*store.Store, error) {
 	return st, nil
 }
 
-func newClient(o StoreOptions) *registry.Client {
+// newClient makes the client of registries. Without proxy it uses that of the environment.
+func newClient(o StoreOptions, proxy func(*http.Request) (*url.URL, error)) *registry.Client {
 	return registry.New(registry.Options{
+		Proxy:    proxy,
 		Insecure: o.Insecure, Offline: o.Offline, DockerConfig: o.DockerConfig, CertsDir: o.CertsDirs,
 	})
 }
@@ -93,7 +100,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	plan, planErr := userns.Detect()
 	s := &session{
 		opts: o, began: time.Now(), jobs: o.Jobs,
-		store: st, cache: cache.New(st), lease: lease, client: newClient(o.Store),
+		store: st, cache: cache.New(st), lease: lease,
 		plan: plan, planEr: planErr,
 		layers:   snapshot.New(st, snapshot.Options{IDKind: plan.Kind, Lease: lease}),
 		cancel:   cancel,
@@ -102,6 +109,8 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	if s.jobs <= 0 {
 		s.jobs = runtime.GOMAXPROCS(0) // follows the cgroup's CPU limit since Go 1.25
 	}
+	s.proxy = proxyOf(s.buildArgs())
+	s.client, s.transport.s = newClient(o.Store, s.proxy), s
 	s.fetches = newFetches(s)
 	return s, ctx, nil
 }
@@ -111,6 +120,7 @@ func (s *session) close() {
 	s.cancel(errCanceled)
 	s.holder.close()
 	s.contexts.close()
+	s.transport.close()
 	s.lease.Close()
 	s.store.Close()
 }
@@ -199,11 +209,12 @@ func (s *session) chain(ctx context.Context, layers []digest.Digest) (*tree.Chai
 
 // contexts are the directories a build reads, opened when first asked for.
 type contexts struct {
-	mu      sync.Mutex
-	open    func(name string) (*buildctx.Dir, error)
-	opened  map[string]*buildctx.Dir
-	cleanup []func()
-	dirs    map[string]string // named contexts that were fetched
+	mu          sync.Mutex
+	open        func(name string) (*buildctx.Dir, error)
+	openFetched func(name, dir string) (*buildctx.Dir, error)
+	opened      map[string]*buildctx.Dir
+	cleanup     []func()
+	dirs        map[string]string // named contexts that were fetched
 }
 
 func (c *contexts) get(name string) (*buildctx.Dir, error) {
@@ -214,7 +225,7 @@ func (c *contexts) get(name string) (*buildctx.Dir, error) {
 	}
 	open := c.open
 	if dir, ok := c.dirs[name]; ok {
-		open = func(string) (*buildctx.Dir, error) { return openTree(dir) }
+		open = func(string) (*buildctx.Dir, error) { return c.openFetched(name, dir) }
 	}
 	d, err := open(name)
 	if err != nil {

@@ -58,6 +58,10 @@ func (e *evaluator) remoteSource(ctx context.Context, op dag.Copy, src dag.CopyS
 func (e *evaluator) httpSource(ctx context.Context, op dag.Copy, raw string) (*remoteSource, error) {
 	name := buildctx.URLFileName(raw)
 	want := digest.Digest(op.Checksum)
+	// Also when nothing has to be fetched: what is denied is not taken from the cache either.
+	if _, err := e.opts.SourcePolicy.decide(policySource{id: raw, attrs: map[string]string{"http.checksum": op.Checksum}}); err != nil {
+		return nil, err
+	}
 	get := func(ctx context.Context) (*buildctx.Download, error) { return e.download(ctx, raw, want) }
 	r := &remoteSource{key: fmt.Sprintf("http %s %s", want, name), path: name}
 	if want == "" {
@@ -86,11 +90,11 @@ func (e *evaluator) httpSource(ctx context.Context, op dag.Copy, raw string) (*r
 	return r, nil
 }
 
-// gitSource is the tree of a commit.
-func (e *evaluator) gitSource(ctx context.Context, op dag.Copy, raw string) (*remoteSource, error) {
+// addedRepository says which commit of a repository an ADD means, and how it is laid out.
+func addedRepository(op dag.Copy, raw string) (buildctx.GitSource, git.CheckoutOptions, error) {
 	parsed, err := buildctx.ParseRemote(raw)
 	if err != nil {
-		return nil, err
+		return buildctx.GitSource{}, git.CheckoutOptions{}, &UsageError{Msg: err.Error()}
 	}
 	g := parsed.Git
 	if g.Query.Checksum == "" {
@@ -99,13 +103,21 @@ func (e *evaluator) gitSource(ctx context.Context, op dag.Copy, raw string) (*re
 	if g.KeepGitDir == nil {
 		g.KeepGitDir = op.KeepGitDir
 	}
-	t, err := e.gitTarget(ctx, &g)
+	return g, git.CheckoutOptions{
+		Subdir: g.Subdir, KeepGitDir: g.KeepGitDir != nil && *g.KeepGitDir,
+		Submodules: g.Submodules == nil || *g.Submodules, CommitTime: g.MTime == "commit",
+	}, nil
+}
+
+// gitSource is the tree of a commit.
+func (e *evaluator) gitSource(ctx context.Context, op dag.Copy, raw string) (*remoteSource, error) {
+	g, o, err := addedRepository(op, raw)
 	if err != nil {
 		return nil, err
 	}
-	o := git.CheckoutOptions{
-		Subdir: g.Subdir, KeepGitDir: g.KeepGitDir != nil && *g.KeepGitDir,
-		Submodules: g.Submodules == nil || *g.Submodules, CommitTime: g.MTime == "commit",
+	t, err := e.gitTarget(ctx, &g)
+	if err != nil {
+		return nil, err
 	}
 	r := &remoteSource{key: fmt.Sprintf("git %s %+v", t.ID(), o)}
 	if o.KeepGitDir { // the name of the ref and the address are in it

@@ -11,6 +11,7 @@ import (
 
 	"build/dag"
 	"build/internal/tree"
+	"build/parser"
 	"build/snapshot"
 )
 
@@ -52,7 +53,12 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 	if op.Link {
 		base = tree.NewChain(nil)
 	}
-	return e.writeLayer(ctx, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
+	diffID, err := e.writeLayer(ctx, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
+	for _, archive := range sel.files.Zstd {
+		e.warnOf(parser.Warning{Range: step.Pos, Msg: "ADD unpacks " + archive + ", which is compressed by zstd, a format that the Dockerfile reference " +
+			"does not list; say --unpack=true or --unpack=false"})
+	}
+	return diffID, err
 }
 
 // selection is what a COPY selects from its source, with the digest that stands for it in keys. It is made once for a

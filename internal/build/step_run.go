@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +24,6 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 	}
 	if op.Security == "insecure" && !s.opts.AllowInsecure {
 		return &UsageError{Msg: "RUN --security=insecure is not allowed", Hint: "allow it with --allow security.insecure"}
-	}
-	for _, m := range op.Mounts {
-		if m.Type == dag.MountSSH {
-			return &UsageError{Msg: "RUN --mount=type=ssh is not supported yet"}
-		}
 	}
 	return nil
 }
@@ -53,24 +47,19 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 		logs.close()
 		return "", err
 	}
+	agents, err := e.forwardAgents(op, &req)
+	if err != nil {
+		logs.close()
+		return "", err
+	}
 	var resp runResponse
-	err = h.Call(ctx, "run", req, &resp, logs.stdin, logs.stdout, logs.stderr)
+	err = h.Call(ctx, "run", req, &resp, append([]*os.File{logs.stdin, logs.stdout, logs.stderr}, agents.ends...)...)
+	agents.close()
 	logs.close()
 	if err != nil {
 		return "", e.stepFailed(step, op, fromHolder(err), logs)
 	}
 	return resp.DiffID, e.leaseLayer(resp.DiffID)
-}
-
-// masked hides secrets in lines that do not pass through the display.
-func (s *session) masked(lines []string) []string {
-	if s.opts.Mask == nil {
-		return lines
-	}
-	for i, l := range lines {
-		lines[i] = string(s.opts.Mask([]byte(l)))
-	}
-	return lines
 }
 
 // cannotExecute is the exit code of a program that is there and that the kernel does not execute.
@@ -91,7 +80,7 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 	}
 	return &StepError{
 		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,
-		Tail: e.masked(logs.tail.lines()), source: e.dockerfile,
+		Tail: logs.tail.lines(), source: e.dockerfile,
 	}
 }
 
@@ -183,7 +172,7 @@ type stepLog struct {
 }
 
 func newStepLog(s *session, id progress.ID) (*stepLog, error) {
-	l := &stepLog{}
+	l := &stepLog{tail: tail{mask: s.opts.Mask}}
 	var err error
 	if l.stdin, err = os.Open(os.DevNull); err != nil {
 		return nil, err
@@ -226,70 +215,4 @@ func (l *stepLog) close() {
 	l.stdout.Close()
 	l.stderr.Close()
 	l.readers.Wait()
-}
-
-// tail keeps the last lines of both streams, in the order in which they arrived. They are two pipes, so what a command
-// said last on one may be read before much that it said earlier on the other: each keeps its last lines.
-type tail struct {
-	mu      sync.Mutex
-	streams [2]struct {
-		part  []byte // a line that has not ended
-		lines []tailLine
-	}
-	arrived int
-}
-
-type tailLine struct {
-	arrived int
-	text    string
-}
-
-const (
-	tailLines  = 25
-	tailStderr = 15 // of these at least so many are of standard error, if it has them
-	tailWidth  = 4 << 10
-)
-
-func (t *tail) write(stream int, p []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := &t.streams[stream-1]
-	for {
-		line, rest, ended := bytes.Cut(p, []byte{'\n'})
-		if room := tailWidth - len(s.part); room > 0 {
-			s.part = append(s.part, line[:min(room, len(line))]...)
-		}
-		if !ended {
-			return
-		}
-		t.arrived++
-		if len(s.lines) >= 2*tailLines {
-			s.lines = append(s.lines[:0], s.lines[len(s.lines)-tailLines:]...)
-		}
-		s.lines = append(s.lines, tailLine{t.arrived, string(s.part)})
-		s.part, p = s.part[:0], rest
-	}
-}
-
-func (t *tail) lines() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var last [2][]tailLine
-	for i := range t.streams {
-		s := &t.streams[i]
-		last[i] = slices.Clone(s.lines)
-		if len(s.part) > 0 {
-			last[i] = append(last[i], tailLine{t.arrived + 1 + i, string(s.part)})
-		}
-	}
-	out, err := last[0], last[1]
-	err = err[max(0, len(err)-max(tailStderr, tailLines-len(out))):]
-	out = out[max(0, len(out)-(tailLines-len(err))):]
-	all := append(slices.Clone(out), err...)
-	slices.SortStableFunc(all, func(a, b tailLine) int { return a.arrived - b.arrived })
-	texts := make([]string, len(all))
-	for i, l := range all {
-		texts[i] = l.text
-	}
-	return texts
 }

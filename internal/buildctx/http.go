@@ -1,15 +1,18 @@
 package buildctx
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	_ "crypto/sha512" // checksums may be sha384 and sha512
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"iter"
 	"mime"
 	"net/http"
@@ -88,6 +91,8 @@ type Download struct {
 	Name         string // from Content-Disposition or the URL, safe as a file name
 	LastModified *time.Time
 	Stale        bool // nobody was asked whether it is still the same
+
+	fresh bool
 }
 
 // kept is what is remembered of a URL. The URL itself is not: there may be a password in it.
@@ -97,6 +102,8 @@ type kept struct {
 	Disposition  string `json:"disposition,omitempty"`
 	Digest       string `json:"digest"`
 	Size         int64  `json:"size"`
+
+	fresh bool // fetched just now, so its content is known for certain
 }
 
 // Get fetches the file at a URL. When checksum is not empty it has to have that; if it is kept, nothing is asked then.
@@ -165,7 +172,7 @@ func (d *Downloads) content(k kept) (kept, bool) {
 }
 
 func (d *Downloads) download(raw string, k kept) *Download {
-	dl := &Download{Path: d.path(k.Digest), Size: k.Size, Name: nameOf(raw, k.Disposition)}
+	dl := &Download{Path: d.path(k.Digest), Size: k.Size, Name: nameOf(raw, k.Disposition), fresh: k.fresh}
 	_, _ = hex.Decode(dl.Digest[:], []byte(k.Digest)) // was checked
 	if t, err := http.ParseTime(k.LastModified); err == nil {
 		dl.LastModified = &t
@@ -310,7 +317,12 @@ func (d *Downloads) once(ctx context.Context, raw string, have kept) (kept, erro
 	client := &http.Client{Transport: d.Transport, CheckRedirect: d.redirect}
 	resp, err := client.Do(req)
 	if err != nil {
-		return kept{}, d.fail(raw, true, err)
+		var untrusted *tls.CertificateVerificationError
+		e := d.fail(raw, !errors.As(err, &untrusted), err)
+		if untrusted != nil {
+			e.Hint = "trust its CA with certs.d/" + req.URL.Host + "/ca.crt or SSL_CERT_FILE, or the host with --insecure " + req.URL.Host
+		}
+		return kept{}, e
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusNotModified && have.Digest != "" {
@@ -419,7 +431,7 @@ func (d *Downloads) save(body io.Reader) (k kept, err error) {
 	if err != nil {
 		return kept{}, err
 	}
-	k = kept{Digest: hexSum(h), Size: n}
+	k = kept{Digest: hexSum(h), Size: n, fresh: true}
 	if err := os.Rename(tmp.Name(), d.path(k.Digest)); err != nil {
 		return kept{}, localError{err}
 	}
@@ -437,11 +449,26 @@ type File struct {
 // fileMode is the mode of files that were fetched.
 const fileMode = 0o600
 
-// Open opens what was fetched as a tree of one file. It stays readable when others make room in the directory.
+// Open opens what was fetched as a tree of one file. It stays readable when others make room in the directory. A file of an
+// earlier build is read once before it is believed: one that is damaged is removed, and the error is a *ChangedError.
 func (dl *Download) Open(name string) (*File, error) {
 	f, err := os.Open(dl.Path)
 	if err != nil {
 		return nil, err
+	}
+	if !dl.fresh {
+		h := sha256.New()
+		if _, err := io.Copy(h, f); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if !bytes.Equal(h.Sum(nil), dl.Digest[:]) {
+			f.Close()
+			if err := os.Remove(dl.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			return nil, &ChangedError{Path: dl.Path}
+		}
 	}
 	e := tree.Entry{Path: name, Type: tree.File, Mode: fileMode, Size: dl.Size, ModTime: time.Unix(0, 0), Digest: dl.Digest, Offset: -1}
 	if dl.LastModified != nil {

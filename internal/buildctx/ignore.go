@@ -31,6 +31,22 @@ type verdict struct {
 	info patternmatcher.MatchInfo
 }
 
+// IgnoreError says that an ignore file has a line that means nothing. Files would get into the image that somebody meant to
+// keep out, so it ends the build.
+type IgnoreError struct {
+	File    string
+	Pattern string // "" when the file as a whole cannot be read
+	Err     error
+}
+
+func (e *IgnoreError) Error() string {
+	if e.Pattern == "" {
+		return fmt.Sprintf("parse %s: %v", e.File, e.Err)
+	}
+	return fmt.Sprintf("parse %s: pattern %q: %v", e.File, e.Pattern, e.Err)
+}
+func (e *IgnoreError) Unwrap() error { return e.Err }
+
 // loadIgnore reads the rules for a context: the ignore file that belongs to the Dockerfile when there is one, else the
 // context's own.
 func loadIgnore(dir, specific string) (*ignore, error) {
@@ -100,7 +116,7 @@ func realPath(path string) (string, error) {
 func parseIgnore(name string, data []byte) (*ignore, error) {
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
 	if err != nil {
-		return nil, fmt.Errorf("parse %s: %w", name, err)
+		return nil, &IgnoreError{File: name, Err: err}
 	}
 	if len(patterns) == 0 {
 		return nil, nil
@@ -112,13 +128,13 @@ func parseIgnore(name string, data []byte) (*ignore, error) {
 			_, err = pm.MatchesOrParentMatches("x")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("parse %s: pattern %q: %w", name, p, err)
+			return nil, &IgnoreError{File: name, Pattern: p, Err: err}
 		}
 	}
 	ig := &ignore{name: name, patterns: patterns}
 	m, err := patternmatcher.New(patterns)
 	if err != nil {
-		return nil, fmt.Errorf("parse %s: %w", name, err)
+		return nil, &IgnoreError{File: name, Err: err}
 	}
 	ig.matchers.Put(m)
 	for _, p := range m.Patterns() {
@@ -138,7 +154,7 @@ func (ig *ignore) judge(path string, parent verdict) (verdict, error) {
 	if !ok {
 		var err error
 		if m, err = patternmatcher.New(ig.patterns); err != nil {
-			return verdict{}, fmt.Errorf("parse %s: %w", ig.name, err)
+			return verdict{}, &IgnoreError{File: ig.name, Err: err}
 		}
 	}
 	defer ig.matchers.Put(m)

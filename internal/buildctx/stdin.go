@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -25,9 +27,9 @@ type Stdin struct {
 	facts      map[string]*tree.Entry
 }
 
-// Open opens the unpacked context. Owners, modes and times are those of the tar; there are no ignore rules.
-func (s *Stdin) Open() (*Dir, error) {
-	d, err := OpenDir(s.Dir, DirOptions{NoIgnore: true})
+// Open opens the unpacked context. Owners, modes and times are those of the tar.
+func (s *Stdin) Open(o DirOptions) (*Dir, error) {
+	d, err := OpenDir(s.Dir, o)
 	if err == nil && s.Dockerfile == nil {
 		d.facts = s.facts
 	}
@@ -66,17 +68,33 @@ func OpenStdin(ctx context.Context, r io.Reader, tmp string) (*Stdin, error) {
 	return &Stdin{Dockerfile: data, Dir: tmp}, nil
 }
 
+// ArchiveError says that a context is not the archive it seemed to be: cut short, damaged, or with entries that lead out of it.
+type ArchiveError struct{ Err error }
+
+func (e *ArchiveError) Error() string { return "unpack the context: " + e.Err.Error() }
+func (e *ArchiveError) Unwrap() error { return e.Err }
+
+// archiveError makes an ArchiveError of what the archive is to blame for; a full disk or an end asked for is none.
+func archiveError(ctx context.Context, err error) error {
+	var local *fs.PathError
+	var errno syscall.Errno
+	if context.Cause(ctx) != nil || errors.As(err, &local) || errors.As(err, &errno) {
+		return fmt.Errorf("unpack the context: %w", err)
+	}
+	return &ArchiveError{err}
+}
+
 // OpenTar unpacks a tar, plain or compressed with gzip, bzip2, xz or zstd, into tmp, an empty directory. Whatever the tar
 // holds, nothing is written outside of tmp.
 func OpenTar(ctx context.Context, r io.Reader, tmp string) (*Stdin, error) {
 	plain, done, err := decompress(bufio.NewReaderSize(&ctxReader{ctx, r}, 64<<10))
 	if err != nil {
-		return nil, fmt.Errorf("read the context: %w", err)
+		return nil, archiveError(ctx, err)
 	}
 	defer done()
 	facts, err := unpack(ctx, plain, tmp)
 	if err != nil {
-		return nil, fmt.Errorf("unpack the context: %w", err)
+		return nil, archiveError(ctx, err)
 	}
 	return &Stdin{Dir: tmp, facts: facts}, nil
 }
@@ -151,4 +169,26 @@ func decompress(br *bufio.Reader) (io.Reader, func(), error) {
 		return z, z.Close, nil
 	}
 	return br, nothing, nil
+}
+
+// NewestInArchive is the time of the newest file of a tar, plain or compressed; nil when there is none, or when it is no tar.
+func NewestInArchive(ctx context.Context, r io.Reader) (*time.Time, error) {
+	plain, done, err := decompress(bufio.NewReaderSize(&ctxReader{ctx, r}, 64<<10))
+	if err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer done()
+	var newest *time.Time
+	for tr := tar.NewReader(plain); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return newest, nil
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			return nil, context.Cause(ctx)
+		}
+		if h.FileInfo().Mode().IsRegular() && (newest == nil || h.ModTime.After(*newest)) {
+			newest = &h.ModTime
+		}
+	}
 }

@@ -90,7 +90,7 @@ func TestStdinFormats(t *testing.T) {
 		if in.Dockerfile != nil {
 			t.Fatalf("%s is taken for a Dockerfile", name)
 		}
-		d, err := in.Open()
+		d, err := in.Open(DirOptions{NoIgnore: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +135,7 @@ func TestStdinDockerfile(t *testing.T) {
 			t.Errorf("%.20q: %+v, %v", text, in, err)
 			continue
 		}
-		d, err := in.Open()
+		d, err := in.Open(DirOptions{NoIgnore: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func TestTarKeepsWhatItSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := in.Open()
+	d, err := in.Open(DirOptions{NoIgnore: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func TestHostileTars(t *testing.T) {
 			}
 			in, err := OpenTar(context.Background(), bytes.NewReader(archive(t, entries...)), tmp)
 			if err == nil {
-				d, err := in.Open()
+				d, err := in.Open(DirOptions{NoIgnore: true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -334,7 +334,7 @@ func FuzzOpenTar(f *testing.F) {
 			t.Fatal(err)
 		}
 		if in, err := OpenTar(context.Background(), bytes.NewReader(data), tmp); err == nil {
-			d, err := in.Open()
+			d, err := in.Open(DirOptions{NoIgnore: true})
 			if err != nil {
 				t.Fatal(err)
 			}

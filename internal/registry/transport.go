@@ -286,6 +286,16 @@ func (h *host) refusal(name string, ip netip.Addr) error {
 	return e
 }
 
+// TLSConfig makes the TLS settings for a host that is no registry but is trusted like one: by the certificates of its directory, and
+// without verification if it is listed as insecure. Unlike a registry it is not excused for being this machine.
+func (c *Client) TLSConfig(host string) (*tls.Config, error) {
+	conf, err := c.tlsConfig(host)
+	if err == nil {
+		conf.InsecureSkipVerify = c.listedInsecure(host)
+	}
+	return conf, err
+}
+
 // tlsConfig makes the TLS settings for a host from the certificate directories; names are the spellings to look for.
 func (c *Client) tlsConfig(names ...string) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: c.plainAllowed(names[0]) || c.plainAllowed(names[len(names)-1])}

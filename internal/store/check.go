@@ -70,7 +70,7 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	defer unlock()
 	c := &check{s: s, o: o, ctx: ctx}
 	// What is referred to comes first, so that after a repair what dangles is found in the same run.
-	for _, step := range []func() error{c.trash, c.blobs, c.dirs, c.files, c.names, c.index, c.leftovers, c.locks} {
+	for _, step := range []func() error{c.trash, c.blobs, c.dirs, c.files, c.names, c.index, c.downloads, c.leftovers, c.locks} {
 		if err := step(); err != nil {
 			return c.found, fmt.Errorf("check: %w", err)
 		}

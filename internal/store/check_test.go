@@ -45,6 +45,17 @@ func TestCheckFindsAndRepairs(t *testing.T) {
 		}, "damaged"},
 		"no index.json":    {func(t *testing.T, x state) { must(t, os.Remove(x.s.path(indexFile))) }, "damaged"},
 		"stale index.json": {func(t *testing.T, x state) { must(t, os.WriteFile(x.s.path(indexFile), []byte(emptyIndex), 0o600)) }, "stale"},
+		"download": {func(t *testing.T, x state) {
+			must(t, os.Mkdir(x.s.path(DownloadsDir), 0o700))
+			for name, text := range map[string]string{
+				"sha256-" + digest.FromString("good").Encoded(): "good", "url-x": "{}", "tmp-new": "",
+				"sha256-" + digest.FromString("bad").Encoded(): "worse", "url-y": "{", "tmp-old": "",
+			} {
+				must(t, os.WriteFile(x.s.path(DownloadsDir, name), []byte(text), 0o600))
+			}
+			old := time.Now().Add(-48 * time.Hour)
+			must(t, os.Chtimes(x.s.path(DownloadsDir, "tmp-old"), old, old))
+		}, "damaged leftover damaged"},
 		"leftovers": {func(t *testing.T, x state) {
 			must(t, os.WriteFile(x.s.path(leaseDir, "dead"), nil, 0o600))
 			must(t, os.WriteFile(x.s.path(tmpDir, "dead.lock"), nil, 0o600))

@@ -9,6 +9,7 @@ if [ "${1:-test}" = test ]; then
     attr libcap2-bin                          # what tests look at files with
     skopeo podman buildah docker-registry     # other tools that must understand what we make
     runc                                      # what runs containers where crun refuses the cgroup layout
+    openssh-server openssh-client git         # repositories behind ssh
     ca-certificates gcc libc6-dev             # the race detector
   )
 fi
