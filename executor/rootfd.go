@@ -229,7 +229,10 @@ func (m *maker) make(w *walker, name string, dir bool, keep *owner) (int, error)
 			unix.Close(fd)
 		}
 	}
-	if err != nil {
+	// In a cache mount other steps may make the same name at the same time, and use it for as long as they live: removing it
+	// here would take their mounts away. There it stays.
+	shared := before.Dev != m.rootDev
+	if err != nil && (err != unix.EEXIST || !shared) {
 		return -1, err
 	}
 	fd, err := unix.Openat(parent, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -239,6 +242,9 @@ func (m *maker) make(w *walker, name string, dir bool, keep *owner) (int, error)
 	if keep != nil {
 		err = unix.Fchownat(fd, "", int(keep.uid), int(keep.gid), unix.AT_EMPTY_PATH)
 		return fd, err
+	}
+	if shared {
+		return fd, nil
 	}
 	restoreTime(parent, &before)
 	p, err := unix.FcntlInt(uintptr(parent), unix.F_DUPFD_CLOEXEC, 0)

@@ -3,6 +3,7 @@ package build
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,4 +89,23 @@ func TestSecretInKeyIsTheStoresOwn(t *testing.T) {
 			t.Errorf("with cachekey two stores share the key %s", k)
 		}
 	}
+}
+
+// A mount inside a cache mount is a directory of the cache, which steps running at the same time all want to make and none may
+// take away.
+func TestMountsInsideSharedCache(t *testing.T) {
+	needIDs(t)
+	w := newParallel(t)
+	df := "FROM base AS b\n"
+	for i := range 4 {
+		df += fmt.Sprintf("FROM b AS s%d\nRUN --mount=type=cache,target=/c --mount=type=cache,id=in,target=/c/in "+
+			"sleep 0.%d && grep -q ' /c/in ' /proc/self/mountinfo && echo %d > /c/in/%d && echo %d > /o%d\n", i, 1+2*i, i, i, i, i)
+	}
+	df += "FROM b\n"
+	for i := range 4 {
+		df += fmt.Sprintf("COPY --from=s%d /o%d /\n", i, i)
+	}
+	// Beside the inner cache its place in the outer one is empty.
+	df += "RUN --mount=type=cache,target=/c --mount=type=cache,id=in,target=/i [ $(ls /c/in | wc -l) = 0 ] && [ $(ls /i | wc -l) = 4 ]\n"
+	w.ok(from(df))
 }
