@@ -1,6 +1,7 @@
 package git
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type Result struct {
 
 const (
 	maxModules = 32      // submodules in submodules
+	maxFetches = 4096    // submodules altogether
+	maxDepth   = 2048    // directories in directories, as in git (core.maxTreeDepth)
 	maxEntries = 8 << 20 // files and directories: a small repository can describe any number
 )
 
@@ -97,6 +100,20 @@ type source struct {
 	depth int
 }
 
+// close gives back what was fetched of a submodule. Errors do not matter: the directory is a temporary one.
+func (s *source) close() {
+	s.objs.close()
+	_ = os.RemoveAll(s.objs.dir)
+}
+
+// place is a directory of a repository.
+type place struct {
+	src   *source
+	id    string
+	at    string      // path from the repository's top
+	attrs *attributes // of the directories above
+}
+
 var errNotDir = errors.New("not a directory")
 
 // top finds the wanted directory and lays out its content.
@@ -111,62 +128,74 @@ func (w *checkout) top(r *Remote, objs *objects, c commit, subdir string) error 
 		return err
 	}
 	w.dirs = append(w.dirs, ".")
-	src := &source{r: r, objs: objs, root: c.tree}
-	id, at := c.tree, ""
+	at := place{src: &source{r: r, objs: objs, root: c.tree}, id: c.tree}
 	for part := range strings.SplitSeq(subdir, "/") {
 		if part == "" {
 			break
 		}
-		if src, id, at, err = w.into(src, id, at, part); err != nil {
+		if at, err = w.into(at, part); err != nil {
 			if errors.Is(err, errNotDir) || errors.Is(err, os.ErrNotExist) {
 				return r.refError("subdir %s: %s: %v", subdir, part, err)
 			}
 			return err
 		}
-		if src.objs != objs {
-			defer src.objs.close()
+		if at.at == "" {
+			defer at.src.close()
 		}
 	}
-	return w.tree(src, id, at, "")
+	return w.tree(at, "")
 }
 
-// into goes one directory down. at is the path from the top of src's repository.
-func (w *checkout) into(src *source, id, at, part string) (*source, string, string, error) {
-	entries, err := src.objs.tree(w.ctx, id)
+// entries reads a directory, and what it says about its files.
+func (w *checkout) entries(p place) ([]treeEntry, *attributes, error) {
+	entries, err := p.src.objs.tree(w.ctx, p.id)
 	if err != nil {
-		return nil, "", "", err
+		return nil, nil, err
+	}
+	attrs, err := p.src.objs.attributesOf(w.ctx, entries, p.at, p.attrs)
+	return entries, attrs, err
+}
+
+// into goes one directory down. Where a submodule begins, the place is the top of that.
+func (w *checkout) into(p place, part string) (place, error) {
+	entries, attrs, err := w.entries(p)
+	if err != nil {
+		return place{}, err
 	}
 	i := slices.IndexFunc(entries, func(e treeEntry) bool { return e.name == part })
 	if i < 0 {
-		return nil, "", "", os.ErrNotExist
+		return place{}, os.ErrNotExist
 	}
-	e := entries[i]
-	at = path.Join(at, part)
+	e, at := entries[i], path.Join(p.at, part)
 	switch e.mode & modeType {
 	case modeDir:
-		return src, e.id, at, nil
+		return place{p.src, e.id, at, attrs}, nil
 	case modeModule:
 		if !w.o.Submodules {
-			return nil, "", "", os.ErrNotExist
+			return place{}, os.ErrNotExist
 		}
-		sub, err := w.module(src, at, e.id)
+		sub, err := w.module(p.src, at, e.id)
 		if err != nil {
-			return nil, "", "", err
+			return place{}, err
 		}
 		if sub == nil {
-			return nil, "", "", os.ErrNotExist
+			return place{}, os.ErrNotExist
 		}
-		return sub, sub.root, "", nil
+		return place{src: sub, id: sub.root}, nil
 	}
-	return nil, "", "", errNotDir
+	return place{}, errNotDir
 }
 
-// tree lays out a directory. at is its path in the repository, to where it goes.
-func (w *checkout) tree(src *source, id, at, to string) error {
-	entries, err := src.objs.tree(w.ctx, id)
+// tree lays out a directory; to is where it goes.
+func (w *checkout) tree(p place, to string) error {
+	if len(to) >= unix.PathMax || strings.Count(to, "/") >= maxDepth {
+		return fmt.Errorf("the commit has a path that is too long: %.60s…", to)
+	}
+	entries, attrs, err := w.entries(p)
 	if err != nil {
 		return err
 	}
+	p.attrs = attrs
 	for _, e := range entries {
 		if err := context.Cause(w.ctx); err != nil {
 			return err
@@ -174,20 +203,22 @@ func (w *checkout) tree(src *source, id, at, to string) error {
 		if w.left--; w.left < 0 {
 			return fmt.Errorf("the commit has more than %d files", maxEntries)
 		}
-		if err := w.entry(src, e, path.Join(at, e.name), path.Join(to, e.name)); err != nil {
+		if err := w.entry(p, e, path.Join(to, e.name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *checkout) entry(src *source, e treeEntry, at, to string) error {
+// entry lays out one entry of the directory p.
+func (w *checkout) entry(p place, e treeEntry, to string) error {
+	src, at := p.src, path.Join(p.at, e.name)
 	switch e.mode & modeType {
 	case modeDir:
 		if err := w.mkdir(to); err != nil {
 			return err
 		}
-		return w.tree(src, e.id, at, to)
+		return w.tree(place{src, e.id, at, p.attrs}, to)
 	case modeModule:
 		if err := w.mkdir(to); err != nil {
 			return err
@@ -200,8 +231,8 @@ func (w *checkout) entry(src *source, e treeEntry, at, to string) error {
 		if sub == nil || err != nil {
 			return err
 		}
-		defer sub.objs.close()
-		return w.tree(sub, sub.root, "", to)
+		defer sub.close()
+		return w.tree(place{src: sub, id: sub.root}, to)
 	case modeLink:
 		target, err := src.objs.read(w.ctx, e.id, blobKind)
 		if err != nil {
@@ -216,7 +247,11 @@ func (w *checkout) entry(src *source, e treeEntry, at, to string) error {
 		}
 		return w.touch(to)
 	case modeRegular:
-		return w.file(src, e, to)
+		conv, err := p.attrs.conversion(at)
+		if err != nil {
+			return err
+		}
+		return w.file(src, e, conv, to)
 	}
 	return fmt.Errorf("%s has an unknown mode %o", at, e.mode)
 }
@@ -229,14 +264,26 @@ func (w *checkout) mkdir(to string) error {
 	return w.root.Chmod(to, 0o755) // whatever the umask says
 }
 
-func (w *checkout) file(src *source, e treeEntry, to string) error {
-	k, size, r, err := src.objs.open(w.ctx, e.id)
+func (w *checkout) file(src *source, e treeEntry, conv *conversion, to string) error {
+	k, size, blob, err := src.objs.open(w.ctx, e.id)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer blob.Close()
 	if k != blobKind {
 		return fmt.Errorf("%s is a %s, not a file", to, k)
+	}
+	var r io.Reader = &ctxReader{w.ctx, blob}
+	if conv != nil {
+		if size > maxInMemory {
+			return fmt.Errorf("%s: .gitattributes wants it converted, but it is too large: %d bytes", to, size)
+		}
+		data, err := readWhole(r, e.id, size)
+		if err != nil {
+			return err
+		}
+		data = conv.apply(data, e.id)
+		r, size = bytes.NewReader(data), int64(len(data))
 	}
 	mode := os.FileMode(0o644)
 	if e.mode&0o100 != 0 {
@@ -246,7 +293,7 @@ func (w *checkout) file(src *source, e treeEntry, to string) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, &ctxReader{w.ctx, r})
+	n, err := io.Copy(f, r)
 	if err == nil && n != size {
 		err = fmt.Errorf("object %s is damaged", e.id)
 	}
@@ -305,6 +352,8 @@ func (w *checkout) module(src *source, at, id string) (*source, error) {
 		return nil, nil
 	case src.depth >= maxModules:
 		return nil, src.r.refError("submodule %s: submodules are nested too deeply", at)
+	case w.temps >= maxFetches:
+		return nil, src.r.refError("submodule %s: there are more than %d submodules", at, maxFetches)
 	}
 	raw, err := src.r.relative(m.url)
 	if err != nil {

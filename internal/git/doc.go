@@ -1,7 +1,17 @@
 // Package git fetches one commit of a repository over http(s), ssh or the git protocol and lays its files out in a
 // directory. It owns the protocols, the object formats (SHA-1 and SHA-256) and the rules by which a ref is resolved. It
-// needs no git program, knows no hooks and no filters, and so has nothing that a repository could make it run. It refuses
-// repositories on the local file system, paths that leave the directory, and to know what the files are for.
+// needs no git program, knows no hooks and no filters, and so has nothing that a repository could make it run: pointers of
+// Git LFS stay pointers. It refuses repositories on the local file system, paths that leave the directory, and to know what
+// the files are for.
+//
+// Start reading at Open, Resolve and Checkout. A transport (http.go, stream.go; the messages are in wire.go) brings a pack or
+// single objects into objects, which reads them by name (pack.go, resolve.go, delta.go); checkout lays them out, converted
+// as .gitattributes says (attributes.go, convert.go), and gitDir makes a .git of them.
+//
+// Everything that comes from a remote is taken to be hostile. What is held in memory has a limit that does not depend on how
+// far a pack unfolds: lists of refs (maxRefBytes), commits and directories (maxSmall), deltas and what they are against
+// (maxInMemory, of which a few at a time), rules of attributes (maxAttrWeight), and some 80 bytes for each object of a pack.
+// What is downloaded and what is laid out is limited by the disk alone, as with git.
 package git
 
 import (
@@ -21,8 +31,8 @@ type Config struct {
 	// Authorization returns the value of the Authorization header for a repository given by its URL without credentials, ""
 	// for none. It is sent to the repository's own host only.
 	Authorization func(repo *url.URL) string
-	SSHAgent      string   // socket of the agent whose keys may be used, "" for none
-	KnownHosts    []string // files that name the host keys to accept
+	DialAgent     func(ctx context.Context) (net.Conn, error) // reaches the ssh agent whose keys may be used; nil: none
+	KnownHosts    []string                                    // files that name the host keys to accept
 	Dial          func(ctx context.Context, network, address string) (net.Conn, error)
 }
 

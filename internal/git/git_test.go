@@ -2,6 +2,7 @@ package git
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -497,7 +498,8 @@ func FuzzPack(f *testing.F) {
 		}
 		o := &objects{hexLen: 40, dir: t.TempDir(), packs: []*pack{p}}
 		defer o.close()
-		for id := range p.byID {
+		for i := range p.objs {
+			id := hex.EncodeToString(p.objs[i].id[:20])
 			if k, _, err := o.readAny(context.Background(), id); err != nil || k == 0 {
 				t.Errorf("%s was named and cannot be read: %v", id, err)
 			}

@@ -37,7 +37,7 @@ func (g *gitDir) write() error {
 		version, extension = 1, "[extensions]\n\tobjectformat = sha256\n"
 	}
 	config := fmt.Sprintf("[core]\n\trepositoryformatversion = %d\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n%s", version, extension)
-	config += fmt.Sprintf("[remote \"origin\"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n", g.r.name)
+	config += fmt.Sprintf("[remote \"origin\"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n", quoteConfig(g.r.name))
 	files := map[string]string{
 		"HEAD":    g.c.id + "\n", // detached, as of a checkout by id
 		"config":  config,
@@ -62,6 +62,11 @@ func (g *gitDir) write() error {
 		return err
 	}
 	return g.modes()
+}
+
+// quoteConfig writes a value for a configuration file, in which some characters would end it.
+func quoteConfig(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s) + `"`
 }
 
 // modes makes the modes what they are without a umask.
@@ -196,10 +201,6 @@ func (g *gitDir) encodeIndex() ([]byte, error) {
 	}
 	h := newHash(g.o.hexLen)
 	_, _ = h.Write(b.Bytes())
-	id, err := sum(h)
-	if err != nil {
-		return nil, err
-	}
-	end, err := hex.DecodeString(id)
+	end, err := sum(h)
 	return append(b.Bytes(), end...), err
 }

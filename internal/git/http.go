@@ -29,10 +29,14 @@ func (t *httpTransport) client() *http.Client {
 			if len(via) >= 10 {
 				return errors.New("too many redirections")
 			}
-			if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+			if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
 				return errors.New("redirected from https to " + req.URL.Scheme + ": refused")
 			}
-			return nil // net/http sends no credentials to another host
+			// net/http keeps the credentials for other ports of a host and for the domains below it.
+			if !t.own(req.URL) {
+				req.Header.Del("Authorization")
+			}
+			return nil
 		},
 	}
 }
@@ -63,21 +67,27 @@ func (t *httpTransport) do(ctx context.Context, method, url, contentType string,
 	return nil, err
 }
 
+// statusError says that a server did not answer with what was asked for. Its body is not read: it says nothing that a user
+// needs, and can be endless.
 type statusError struct {
 	code   int
 	status string
 }
 
-func (e *statusError) Error() string { return "unexpected status " + e.status }
+func (e *statusError) Error() string { return "unexpected status " + plainText(e.status) }
+
+// own reports whether a URL is one of the host that the repository was said to be at.
+func (t *httpTransport) own(u *url.URL) bool {
+	return u.Scheme == t.r.url.Scheme && u.Host == t.r.url.Host
+}
 
 // authorize adds credentials to requests to the repository's own host.
 func (t *httpTransport) authorize(req *http.Request) {
-	own := t.r.url
-	if req.URL.Scheme != own.Scheme || req.URL.Host != own.Host {
+	if !t.own(req.URL) {
 		return
 	}
 	if t.r.cfg.Authorization != nil {
-		if v := t.r.cfg.Authorization(own); v != "" {
+		if v := t.r.cfg.Authorization(t.r.url); v != "" {
 			req.Header.Set("Authorization", v)
 			return
 		}
@@ -114,7 +124,7 @@ func (t *httpTransport) advert(ctx context.Context) (*advert, error) {
 	if line, err := readPacket(br, buf); err != nil {
 		return nil, err
 	} else if !strings.HasPrefix(string(line), "# service=git-upload-pack") {
-		return nil, fmt.Errorf("unexpected line %q", line)
+		return nil, fmt.Errorf("unexpected line %.200q", line)
 	}
 	if _, err := readPacket(br, buf); err != errFlush {
 		return nil, fmt.Errorf("the list of refs does not begin as it should: %v", err)
@@ -136,7 +146,10 @@ func (t *httpTransport) fetch(ctx context.Context, a *advert, o *objects, ids []
 	return receive(ctx, a, o, resp.Body, shallow)
 }
 
-const maxDumbList = 64 << 20
+const (
+	maxDumbList  = 64 << 20 // of what is read into memory of the lists of a server of files
+	maxSmallFile = 64 << 10
+)
 
 // dumbAdvert reads the list of refs that git update-server-info leaves in a repository.
 func (t *httpTransport) dumbAdvert(ctx context.Context, r io.Reader) (*advert, error) {
@@ -154,7 +167,7 @@ func (t *httpTransport) dumbAdvert(ctx context.Context, r io.Reader) (*advert, e
 	if err := s.Err(); err != nil {
 		return nil, err
 	}
-	head, err := t.small(ctx, "HEAD")
+	head, err := t.small(ctx, "HEAD", maxSmallFile)
 	if err != nil {
 		return nil, err
 	}
@@ -164,14 +177,14 @@ func (t *httpTransport) dumbAdvert(ctx context.Context, r io.Reader) (*advert, e
 	return a, nil
 }
 
-// small reads a small file of the repository.
-func (t *httpTransport) small(ctx context.Context, path string) (string, error) {
+// small reads a file of the repository, but no more of it than limit.
+func (t *httpTransport) small(ctx context.Context, path string, limit int64) (string, error) {
 	resp, err := t.do(ctx, http.MethodGet, t.base+"/"+path, "", "")
 	if err != nil {
 		return "", err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxDumbList))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limit))
 	return string(data), err
 }
 
@@ -182,7 +195,7 @@ func (t *httpTransport) dumbGet(ctx context.Context, o *objects, id string) erro
 	if err == nil || !errors.As(err, &status) || status.code != http.StatusNotFound {
 		return err
 	}
-	list, err := t.small(ctx, "objects/info/packs")
+	list, err := t.small(ctx, "objects/info/packs", maxDumbList)
 	if err != nil {
 		return fmt.Errorf("%w: %s", errNoObject, id)
 	}

@@ -53,8 +53,8 @@ func (o *objects) loosePath(id string) string { return filepath.Join(o.dir, "loo
 func (o *objects) open(ctx context.Context, id string) (kind, int64, io.ReadCloser, error) {
 	for {
 		for _, p := range o.packs {
-			if e := p.byID[id]; e != nil {
-				return p.open(e)
+			if obj, ok := p.find(id); ok {
+				return p.open(obj)
 			}
 		}
 		if f, err := os.Open(o.loosePath(id)); err == nil {
@@ -71,7 +71,7 @@ func (o *objects) open(ctx context.Context, id string) (kind, int64, io.ReadClos
 
 func (o *objects) has(id string) bool {
 	for _, p := range o.packs {
-		if p.byID[id] != nil {
+		if _, ok := p.find(id); ok {
 			return true
 		}
 	}
@@ -99,14 +99,20 @@ func (o *objects) readAny(ctx context.Context, id string) (kind, []byte, error) 
 	if size > maxSmall {
 		return 0, nil, fmt.Errorf("object %s is too large: %d bytes", id, size)
 	}
+	data, err := readWhole(r, id, size)
+	return k, data, err
+}
+
+// readWhole reads an object to its end, where a loose one is checked.
+func readWhole(r io.Reader, id string, size int64) ([]byte, error) {
 	data := make([]byte, size)
 	if _, err := io.ReadFull(r, data); err != nil {
-		return 0, nil, fmt.Errorf("object %s: %w", id, err)
+		return nil, fmt.Errorf("object %s: %w", id, err)
 	}
-	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF { // a loose object is checked at its end
-		return 0, nil, fmt.Errorf("object %s is damaged: %v", id, err)
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		return nil, fmt.Errorf("object %s is damaged: %v", id, err)
 	}
-	return k, data, nil
+	return data, nil
 }
 
 // looseReader checks a loose object while it is read.
@@ -126,8 +132,8 @@ func openLoose(f *os.File, id string) (kind, int64, io.ReadCloser, error) {
 		return 0, 0, nil, fmt.Errorf("object %s is damaged: %w", id, err)
 	}
 	br := bufio.NewReader(z)
-	head, err := br.ReadString(0)
-	name, length, _ := strings.Cut(strings.TrimSuffix(head, "\x00"), " ")
+	head, err := looseHeader(br)
+	name, length, _ := strings.Cut(head, " ")
 	size, perr := strconv.ParseInt(length, 10, 64)
 	k := kindOf(name)
 	if err != nil || perr != nil || k == 0 || size < 0 {
@@ -135,6 +141,22 @@ func openLoose(f *os.File, id string) (kind, int64, io.ReadCloser, error) {
 		return 0, 0, nil, fmt.Errorf("object %s is damaged", id)
 	}
 	return k, size, &looseReader{f, z, br, objectHash(len(id), k, size), size, id}, nil
+}
+
+// looseHeader reads up to the first NUL byte: type and size.
+func looseHeader(r io.ByteReader) (string, error) {
+	var head []byte
+	for len(head) < 32 { // the longest is that of a commit with a size of 19 digits
+		b, err := r.ReadByte()
+		if err != nil {
+			return "", err
+		}
+		if b == 0 {
+			return string(head), nil
+		}
+		head = append(head, b)
+	}
+	return "", errors.New("a header without end")
 }
 
 func kindOf(name string) kind {
@@ -153,7 +175,7 @@ func (l *looseReader) Read(b []byte) (int, error) {
 	if err != io.EOF {
 		return n, err
 	}
-	if got, serr := sum(l.h); serr != nil || got != l.id || l.left != 0 {
+	if got, serr := sum(l.h); serr != nil || hex.EncodeToString(got) != l.id || l.left != 0 {
 		return n, fmt.Errorf("object %s is damaged", l.id)
 	}
 	return n, io.EOF

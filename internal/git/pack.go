@@ -3,6 +3,7 @@ package git
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,8 +12,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"os"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/klauspost/compress/zlib"
 	"github.com/pjbgf/sha1cd"
@@ -34,6 +38,8 @@ var kindNames = map[kind]string{commitKind: "commit", treeKind: "tree", blobKind
 
 func (k kind) String() string { return kindNames[k] }
 
+func (k kind) isDelta() bool { return k == ofsDelta || k == refDelta }
+
 // newHash returns the hash that names the objects of a repository whose names have a given length in hex digits. The SHA-1
 // is one that finds out about the known ways of making collisions.
 func newHash(hexLen int) hash.Hash {
@@ -49,20 +55,25 @@ func objectHash(hexLen int, k kind, size int64) hash.Hash {
 	return h
 }
 
+// rawID is the name of an object in bytes; one by SHA-1 does not need all of them.
+type rawID [sha256.Size]byte
+
 // sum returns the name of the object whose content went into h.
-func sum(h hash.Hash) (string, error) {
+func sum(h hash.Hash) ([]byte, error) {
 	if c, ok := h.(sha1cd.CollisionResistantHash); ok {
 		b, collision := c.CollisionResistantSum(nil)
 		if collision {
-			return "", errors.New("an object was made to collide with another: refused")
+			return nil, errors.New("an object was made to collide with another: refused")
 		}
-		return hex.EncodeToString(b), nil
+		return b, nil
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return h.Sum(nil), nil
 }
 
 const (
-	maxInMemory   = 512 << 20 // of an object that has to be in memory as a whole
+	// maxInMemory is the size of an object that may be in memory as a whole, because it is a delta or one is against it. Git
+	// makes no deltas of what is larger (core.bigFileThreshold). At most four are in memory at a time.
+	maxInMemory   = 512 << 20
 	maxDeltaCache = 64 << 20
 	maxDeltaDepth = 4096
 )
@@ -74,21 +85,30 @@ type pack struct {
 	f      *os.File
 	size   int64 // without the trailer
 	hexLen int
-	at     map[int64]*packed
-	byID   map[string]*packed
+	objs   []packed // by offset
+	byName []int32  // indexes into objs, by name
 
-	cache     map[int64][]byte
+	cache     map[int32][]byte
 	cacheSize int
+	// recent is what was last used as a base and what was made of it, however large; nil when such things are not kept.
+	recent *[2]unfolded
 }
 
 // packed is one object of a pack.
 type packed struct {
-	kind kind  // never a delta once resolved
-	size int64 // of the object; of the delta until resolved
+	id   rawID
+	off  int64 // of its header
 	data int64 // offset of its compressed bytes
-	base int64 // offset of what a delta is against, 0 for none
-	ref  string
-	self int64 // size of the delta itself
+	size int64 // of the object
+	self int64 // of what is compressed: the object, or a delta
+	base int32 // index of what a delta is against, -1 for none
+	kind kind  // a delta only as long as it is not resolved
+}
+
+// unfolded is an object with its deltas applied.
+type unfolded struct {
+	obj  int32
+	data []byte
 }
 
 // counter counts what is read, byte by byte where that is how it is read.
@@ -117,10 +137,7 @@ func openPack(ctx context.Context, f *os.File, hexLen int) (*pack, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pack{
-		f: f, size: fi.Size() - int64(hexLen/2), hexLen: hexLen,
-		at: map[int64]*packed{}, byID: map[string]*packed{}, cache: map[int64][]byte{},
-	}
+	p := &pack{f: f, size: fi.Size() - int64(hexLen/2), hexLen: hexLen, cache: map[int32][]byte{}}
 	if p.size < 12 {
 		return nil, errPack
 	}
@@ -131,7 +148,15 @@ func openPack(ctx context.Context, f *os.File, hexLen int) (*pack, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, p.resolveAll(ctx, deltas)
+	if err := p.resolve(ctx, deltas); err != nil {
+		return nil, err
+	}
+	p.byName = make([]int32, len(p.objs))
+	for i := range p.byName {
+		p.byName[i] = int32(i)
+	}
+	slices.SortFunc(p.byName, func(a, b int32) int { return bytes.Compare(p.objs[a].id[:], p.objs[b].id[:]) })
+	return p, nil
 }
 
 func (p *pack) checkTrailer(ctx context.Context) error {
@@ -143,14 +168,34 @@ func (p *pack) checkTrailer(ctx context.Context) error {
 	if _, err := p.f.ReadAt(want, p.size); err != nil {
 		return err
 	}
-	if got, err := sum(h); err != nil || got != hex.EncodeToString(want) {
+	if got, err := sum(h); err != nil || !bytes.Equal(got, want) {
 		return errPack
 	}
 	return nil
 }
 
-// scan reads the pack once, from front to back. It returns the offsets of the deltas, whose names need more than that.
-func (p *pack) scan(ctx context.Context) ([]int64, error) {
+// find returns the object with a name.
+func (p *pack) find(id string) (int32, bool) {
+	raw, err := hex.DecodeString(id)
+	if err != nil || len(raw) != p.hexLen/2 {
+		return 0, false
+	}
+	var n rawID
+	copy(n[:], raw)
+	i, ok := slices.BinarySearchFunc(p.byName, n, func(o int32, n rawID) int { return bytes.Compare(p.objs[o].id[:], n[:]) })
+	if !ok {
+		return 0, false
+	}
+	return p.byName[i], true
+}
+
+func (p *pack) atOffset(off int64) (int32, bool) {
+	i, ok := slices.BinarySearchFunc(p.objs, off, func(e packed, off int64) int { return cmp.Compare(e.off, off) })
+	return int32(i), ok
+}
+
+// scan reads the pack once, from front to back. It returns the deltas, whose names need more than that.
+func (p *pack) scan(ctx context.Context) ([]deltaBase, error) {
 	c := &counter{r: bufio.NewReaderSize(io.NewSectionReader(p.f, 0, p.size), 256<<10)}
 	var head [12]byte
 	if _, err := io.ReadFull(c, head[:]); err != nil {
@@ -159,169 +204,172 @@ func (p *pack) scan(ctx context.Context) ([]int64, error) {
 	if v := binary.BigEndian.Uint32(head[4:]); string(head[:4]) != "PACK" || v != 2 && v != 3 {
 		return nil, errPack
 	}
-	var deltas []int64
-	for range binary.BigEndian.Uint32(head[8:]) {
+	count := binary.BigEndian.Uint32(head[8:])
+	if count > math.MaxInt32 {
+		return nil, errPack
+	}
+	var deltas []deltaBase
+	in := &inflater{}
+	for i := range int32(count) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		start := c.n
-		e, err := p.header(c, start)
+		e := packed{off: c.n, base: -1}
+		base, err := p.header(c, &e)
 		if err != nil {
 			return nil, err
 		}
 		e.data = c.n
-		z, err := zlib.NewReader(c)
-		if err != nil {
-			return nil, errPack
+		if err := p.nameOf(in, c, &e); err != nil {
+			return nil, fmt.Errorf("object at %d: %w", e.off, err)
 		}
-		h := hash.Hash(sha256.New()) // of a delta nobody wants to know
-		if e.base == 0 && e.ref == "" {
-			h = objectHash(p.hexLen, e.kind, e.size)
+		if base.delta = i; e.kind.isDelta() {
+			deltas = append(deltas, base)
 		}
-		n, err := io.Copy(h, io.LimitReader(z, e.size+1))
-		if err != nil || n != e.size {
-			return nil, fmt.Errorf("%w: object at %d: %v", errPack, start, err)
-		}
-		p.at[start] = e
-		if e.base != 0 || e.ref != "" {
-			e.self = e.size
-			deltas = append(deltas, start)
-			continue
-		}
-		id, err := sum(h)
-		if err != nil {
-			return nil, err
-		}
-		p.byID[id] = e
+		p.objs = append(p.objs, e)
+	}
+	if c.n != p.size {
+		return nil, fmt.Errorf("%w: there is more in it than it says", errPack)
 	}
 	return deltas, nil
 }
 
-// header reads what is before the compressed bytes of an object.
-func (p *pack) header(c *counter, start int64) (*packed, error) {
+// nameOf reads the compressed bytes of an object to their end and names it, unless it is a delta.
+func (p *pack) nameOf(in *inflater, c *counter, e *packed) error {
+	if err := in.reset(c); err != nil {
+		return errPack
+	}
+	h := io.Discard
+	if !e.kind.isDelta() {
+		h = objectHash(p.hexLen, e.kind, e.size)
+	}
+	n, err := io.Copy(h, io.LimitReader(in.z, e.self+1))
+	if err != nil {
+		return fmt.Errorf("%w: %v", errPack, err)
+	}
+	if n != e.self {
+		return errPack
+	}
+	if oh, ok := h.(hash.Hash); ok {
+		raw, err := sum(oh)
+		copy(e.id[:], raw)
+		return err
+	}
+	return nil
+}
+
+// header reads what is before the compressed bytes of an object. It returns what a delta is against.
+func (p *pack) header(c *counter, e *packed) (base deltaBase, err error) {
 	b, err := c.ReadByte()
 	if err != nil {
-		return nil, errPack
+		return base, errPack
 	}
-	e := &packed{kind: kind(b >> 4 & 7), size: int64(b & 15)}
+	e.kind, e.self = kind(b>>4&7), int64(b&15)
 	for shift := 4; b&0x80 != 0; shift += 7 {
 		if b, err = c.ReadByte(); err != nil || shift > 50 {
-			return nil, errPack
+			return base, errPack
 		}
-		e.size |= int64(b&0x7f) << shift
+		e.self |= int64(b&0x7f) << shift
 	}
 	switch e.kind {
 	case commitKind, treeKind, blobKind, tagKind:
+		e.size = e.self
 	case ofsDelta:
 		back := int64(-1)
 		for {
 			if b, err = c.ReadByte(); err != nil || back > 1<<50 {
-				return nil, errPack
+				return base, errPack
 			}
 			back = (back+1)<<7 | int64(b&0x7f)
 			if b&0x80 == 0 {
 				break
 			}
 		}
-		if e.base = start - back; e.base <= 0 || back == 0 {
-			return nil, errPack
+		if base.at = e.off - back; base.at <= 0 || back == 0 {
+			return base, errPack
 		}
 	case refDelta:
-		id := make([]byte, p.hexLen/2)
-		if _, err := io.ReadFull(c, id); err != nil {
-			return nil, errPack
+		if _, err := io.ReadFull(c, base.id[:p.hexLen/2]); err != nil {
+			return base, errPack
 		}
-		e.ref = hex.EncodeToString(id)
 	default:
-		return nil, errPack
+		return base, errPack
 	}
-	return e, nil
+	return base, nil
 }
 
-// resolveAll names the deltas. The base of one may come later in the pack, and be a delta itself.
-func (p *pack) resolveAll(ctx context.Context, deltas []int64) error {
-	for len(deltas) > 0 {
-		var left []int64
-		for _, off := range deltas {
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			e := p.at[off]
-			if e.base == 0 {
-				base := p.byID[e.ref]
-				if base == nil {
-					left = append(left, off)
-					continue
-				}
-				e.base = -base.data // known by where its bytes are
-			}
-			if b := p.baseOf(e); b == nil || b.kind == ofsDelta || b.kind == refDelta {
-				left = append(left, off)
-				continue
-			}
-			data, err := p.bytes(e)
-			if err != nil {
-				return err
-			}
-			e.kind, e.size = p.baseOf(e).kind, int64(len(data))
-			h := objectHash(p.hexLen, e.kind, e.size)
-			_, _ = h.Write(data)
-			id, err := sum(h)
-			if err != nil {
-				return err
-			}
-			p.byID[id] = e
-		}
-		if len(left) == len(deltas) {
-			return fmt.Errorf("%w: the base of a delta is not in it", errPack)
-		}
-		deltas = left
+// inflater decompresses one thing after the other.
+type inflater struct {
+	z  io.ReadCloser
+	br *bufio.Reader
+}
+
+// inflaters are those that nobody uses now. To make one costs more than to decompress most objects.
+var inflaters = sync.Pool{New: func() any { return &inflater{br: bufio.NewReaderSize(nil, 16<<10)} }}
+
+func (in *inflater) reset(r io.Reader) (err error) {
+	if in.z == nil {
+		in.z, err = zlib.NewReader(r)
+		return err
+	}
+	return in.z.(zlib.Resetter).Reset(r, nil)
+}
+
+// inflated is one thing that an inflater decompresses. Closing it is the end of its using that.
+type inflated struct{ in *inflater }
+
+func (i *inflated) Read(b []byte) (int, error) { return i.in.z.Read(b) }
+
+func (i *inflated) Close() error {
+	if i.in != nil {
+		i.in.br.Reset(nil)
+		inflaters.Put(i.in)
+		i.in = nil
 	}
 	return nil
 }
 
-func (p *pack) baseOf(e *packed) *packed {
-	if e.base > 0 {
-		return p.at[e.base]
-	}
-	return p.byID[e.ref]
-}
-
 // inflate opens the compressed bytes of an object.
 func (p *pack) inflate(e *packed) (io.ReadCloser, error) {
-	return zlib.NewReader(bufio.NewReaderSize(io.NewSectionReader(p.f, e.data, p.size-e.data), 32<<10))
+	in := inflaters.Get().(*inflater)
+	in.br.Reset(io.NewSectionReader(p.f, e.data, p.size-e.data))
+	if err := in.reset(in.br); err != nil {
+		return nil, err
+	}
+	return &inflated{in}, nil
 }
 
 // plain reads the compressed bytes of an object: the object, or the delta.
-func (p *pack) plain(e *packed, size int64) ([]byte, error) {
-	if size > maxInMemory {
-		return nil, fmt.Errorf("an object of %d bytes that is needed as a whole is too large", size)
+func (p *pack) plain(e *packed) ([]byte, error) {
+	if e.self > maxInMemory {
+		return nil, fmt.Errorf("an object of %d bytes that is needed as a whole is too large", e.self)
 	}
 	z, err := p.inflate(e)
 	if err != nil {
 		return nil, err
 	}
 	defer z.Close()
-	data := make([]byte, size)
+	data := make([]byte, e.self)
 	_, err = io.ReadFull(z, data)
 	return data, err
 }
 
 // bytes returns the content of an object, its deltas applied. It is not to be changed.
-func (p *pack) bytes(e *packed) ([]byte, error) {
-	var chain []*packed
+func (p *pack) bytes(obj int32) ([]byte, error) {
+	var chain []int32
 	var data []byte
-	for at := e; ; at = p.baseOf(at) {
-		if at == nil || len(chain) > maxDeltaDepth {
+	at := obj
+	for ; ; at = p.objs[at].base {
+		if len(chain) > maxDeltaDepth {
 			return nil, errPack
 		}
-		if known, ok := p.cache[at.data]; ok {
-			data = known
+		var known bool
+		if data, known = p.known(at); known {
 			break
 		}
-		if at.base == 0 {
+		if p.objs[at].base < 0 {
 			var err error
-			if data, err = p.plain(at, at.size); err != nil {
+			if data, err = p.plain(&p.objs[at]); err != nil {
 				return nil, err
 			}
 			p.keep(at, data)
@@ -329,20 +377,38 @@ func (p *pack) bytes(e *packed) ([]byte, error) {
 		}
 		chain = append(chain, at)
 	}
-	for i := len(chain) - 1; i >= 0; i-- {
-		delta, err := p.plain(chain[i], chain[i].self)
+	for _, next := range slices.Backward(chain) {
+		delta, err := p.plain(&p.objs[next])
 		if err != nil {
 			return nil, err
 		}
-		if data, err = applyDelta(data, delta); err != nil {
+		made, err := applyDelta(data, delta)
+		if err != nil {
 			return nil, err
 		}
-		p.keep(chain[i], data)
+		p.keep(next, made)
+		if p.recent != nil {
+			*p.recent = [2]unfolded{{at, data}, {next, made}}
+		}
+		at, data = next, made
 	}
 	return data, nil
 }
 
-func (p *pack) keep(e *packed, data []byte) {
+// known returns the content of an object that was kept.
+func (p *pack) known(obj int32) ([]byte, bool) {
+	if p.recent != nil {
+		for _, r := range p.recent {
+			if r.obj == obj && r.data != nil {
+				return r.data, true
+			}
+		}
+	}
+	data, ok := p.cache[obj]
+	return data, ok
+}
+
+func (p *pack) keep(obj int32, data []byte) {
 	if len(data) > maxDeltaCache/4 {
 		return
 	}
@@ -350,77 +416,18 @@ func (p *pack) keep(e *packed, data []byte) {
 		clear(p.cache)
 		p.cacheSize = 0
 	}
-	p.cache[e.data] = data
+	p.cache[obj] = data
 	p.cacheSize += len(data)
 }
 
-// applyDelta makes an object out of another.
-func applyDelta(base, delta []byte) ([]byte, error) {
-	from, n := binary.Uvarint(delta)
-	if n <= 0 || from != uint64(len(base)) {
-		return nil, errPack
-	}
-	delta = delta[n:]
-	size, n := binary.Uvarint(delta)
-	if n <= 0 || size > maxInMemory {
-		return nil, errPack
-	}
-	delta = delta[n:]
-	out := make([]byte, 0, size)
-	for len(delta) > 0 {
-		op := delta[0]
-		delta = delta[1:]
-		if op == 0 {
-			return nil, errPack
-		}
-		piece := delta
-		if op&0x80 == 0 {
-			if int(op) > len(delta) {
-				return nil, errPack
-			}
-			piece, delta = delta[:op], delta[op:]
-		} else {
-			var at, length uint64
-			for i := range 7 {
-				if op&(1<<i) == 0 {
-					continue
-				}
-				if len(delta) == 0 {
-					return nil, errPack
-				}
-				if i < 4 {
-					at |= uint64(delta[0]) << (8 * i)
-				} else {
-					length |= uint64(delta[0]) << (8 * (i - 4))
-				}
-				delta = delta[1:]
-			}
-			if length == 0 {
-				length = 0x10000
-			}
-			if at+length > uint64(len(base)) {
-				return nil, errPack
-			}
-			piece = base[at : at+length]
-		}
-		if uint64(len(out)+len(piece)) > size {
-			return nil, errPack
-		}
-		out = append(out, piece...)
-	}
-	if uint64(len(out)) != size {
-		return nil, errPack
-	}
-	return out, nil
-}
-
 // open returns an object as a stream.
-func (p *pack) open(e *packed) (kind, int64, io.ReadCloser, error) {
-	if e.base == 0 {
+func (p *pack) open(obj int32) (kind, int64, io.ReadCloser, error) {
+	e := &p.objs[obj]
+	if e.base < 0 {
 		r, err := p.inflate(e)
 		return e.kind, e.size, r, err
 	}
-	data, err := p.bytes(e)
+	data, err := p.bytes(obj)
 	return e.kind, e.size, io.NopCloser(bytes.NewReader(data)), err
 }
 

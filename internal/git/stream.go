@@ -72,7 +72,7 @@ func explain(c io.ReadWriteCloser, err error) error {
 		return err
 	}
 	_ = s.sess.Wait()
-	if msg := strings.TrimSpace(s.stderr.String()); msg != "" {
+	if msg := plainText(s.stderr.String()); msg != "" {
 		return fmt.Errorf("%w: %s", err, msg)
 	}
 	return err
@@ -132,14 +132,16 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 }
 
 func (r *Remote) openSSH(ctx context.Context) (io.ReadWriteCloser, error) {
-	if r.cfg.SSHAgent == "" {
+	if r.cfg.DialAgent == nil {
 		return nil, &AuthError{Repo: r.name, Err: errors.New("no ssh agent to log in with"), Hint: "pass one with --ssh default"}
 	}
-	ac, err := net.Dial("unix", r.cfg.SSHAgent)
+	ac, err := r.cfg.DialAgent(ctx)
 	if err != nil {
 		return nil, &AuthError{Repo: r.name, Err: fmt.Errorf("ssh agent: %w", err)}
 	}
+	stop := context.AfterFunc(ctx, func() { ac.Close() }) // an agent may ask its user, and wait
 	s, err := r.startSSH(ctx, agent.NewClient(ac).Signers)
+	stop()
 	if err != nil {
 		ac.Close()
 		return nil, err
@@ -247,11 +249,19 @@ func (noKey) Type() string                        { return "none" }
 func (noKey) Marshal() []byte                     { return []byte("none") }
 func (noKey) Verify([]byte, *ssh.Signature) error { return errors.New("no key") }
 
+// keyscan is the command that shows the key of the host.
+func (r *Remote) keyscan() string {
+	if port := r.url.Port(); port != "" {
+		return "ssh-keyscan -p " + port + " " + r.url.Hostname()
+	}
+	return "ssh-keyscan " + r.url.Hostname()
+}
+
 func (r *Remote) sshError(err error) error {
 	var key *knownhosts.KeyError
 	switch {
 	case errors.As(err, &key) && len(key.Want) == 0:
-		return &AuthError{Repo: r.name, Err: fmt.Errorf("the key of host %s is not known", r.url.Hostname()), Hint: "check it and add it: ssh-keyscan " + r.url.Hostname() + " >> ~/.ssh/known_hosts"}
+		return &AuthError{Repo: r.name, Err: fmt.Errorf("the key of host %s is not known", r.url.Hostname()), Hint: "check it and add it: " + r.keyscan() + " >> ~/.ssh/known_hosts"}
 	case errors.As(err, &key):
 		return &AuthError{Repo: r.name, Err: fmt.Errorf("host %s has another key than the known one: somebody may be listening", r.url.Hostname())}
 	case strings.Contains(err.Error(), "unable to authenticate"):

@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // The packet lines of git's protocol, version 0, which every server speaks.
@@ -35,7 +36,7 @@ func readPacket(r *bufio.Reader, buf []byte) ([]byte, error) {
 		return nil, io.ErrUnexpectedEOF
 	}
 	if bytes.HasPrefix(data, []byte("ERR ")) {
-		return nil, &serverError{strings.TrimSpace(string(data[4:]))}
+		return nil, &serverError{string(data[4:])}
 	}
 	return data, nil
 }
@@ -43,7 +44,20 @@ func readPacket(r *bufio.Reader, buf []byte) ([]byte, error) {
 // serverError is what the other side says went wrong.
 type serverError struct{ msg string }
 
-func (e *serverError) Error() string { return "the server says: " + e.msg }
+func (e *serverError) Error() string { return "the server says: " + plainText(e.msg) }
+
+// plainText makes what the other side says fit for a message: without what would make a terminal do things.
+func plainText(s string) string {
+	if len(s) > 1000 {
+		s = s[:1000] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' {
+			return r
+		}
+		return '·'
+	}, strings.TrimSpace(s))
+}
 
 func packet(s string) string { return fmt.Sprintf("%04x%s", len(s)+4, s) }
 
@@ -55,7 +69,11 @@ type advert struct {
 	hexLen int
 }
 
-const maxRefs = 2 << 20
+// Limits of the list of refs. The largest known repositories have about a million.
+const (
+	maxRefs     = 2 << 20
+	maxRefBytes = 256 << 20
+)
 
 func newAdvert() *advert {
 	return &advert{refs: map[string]string{}, caps: map[string]bool{}, hexLen: 40}
@@ -65,7 +83,7 @@ func newAdvert() *advert {
 func readAdvert(r *bufio.Reader) (*advert, error) {
 	buf := make([]byte, maxPacket)
 	a := newAdvert()
-	first := true
+	first, size := true, 0
 	for {
 		line, err := readPacket(r, buf)
 		if err == errFlush {
@@ -73,6 +91,9 @@ func readAdvert(r *bufio.Reader) (*advert, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if size += len(line); size > maxRefBytes || len(a.refs) > maxRefs {
+			return nil, errors.New("the list of refs is too long")
 		}
 		text := strings.TrimSuffix(string(line), "\n")
 		if first {
@@ -85,8 +106,8 @@ func readAdvert(r *bufio.Reader) (*advert, error) {
 			a.capabilities(caps)
 		}
 		id, name, ok := strings.Cut(text, " ")
-		if !ok || len(a.refs) > maxRefs {
-			return nil, fmt.Errorf("unexpected line %q in the list of refs", text)
+		if !ok {
+			return nil, fmt.Errorf("unexpected line %.200q in the list of refs", text)
 		}
 		if id == "shallow" || name == "capabilities^{}" {
 			continue
@@ -99,7 +120,7 @@ func readAdvert(r *bufio.Reader) (*advert, error) {
 
 func (a *advert) add(name, id string) error {
 	if !IsCommit(id) {
-		return fmt.Errorf("ref %q has an invalid id %q", name, id)
+		return fmt.Errorf("ref %.200q has an invalid id %.100q", name, id)
 	}
 	a.refs[name] = id
 	a.hexLen = len(id)
@@ -165,7 +186,7 @@ func (a *advert) readAnswer(ctx context.Context, r *bufio.Reader, w io.Writer, s
 		return err
 	}
 	if !strings.HasPrefix(string(line), "NAK") {
-		return fmt.Errorf("unexpected answer %q", line)
+		return fmt.Errorf("unexpected answer %.200q", line)
 	}
 	if !a.caps["side-band-64k"] {
 		_, err := io.Copy(w, &ctxReader{ctx, r})
@@ -192,7 +213,7 @@ func (a *advert) readAnswer(ctx context.Context, r *bufio.Reader, w io.Writer, s
 			}
 		case 2: // progress
 		case 3:
-			return &serverError{strings.TrimSpace(string(data[1:]))}
+			return &serverError{string(data[1:])}
 		}
 	}
 }
