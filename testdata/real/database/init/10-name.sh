@@ -1,0 +1,1 @@
+printf "%s " "${LEDGER_DB:-ledger}" > "$LEDGER_DATA/base"

@@ -1,0 +1,3 @@
+#!/bin/sh
+. lib/all.sh
+log admin

@@ -1,0 +1,4 @@
+#!/bin/sh
+. lib/all.sh
+log shop of "$(id -un)"
+net open

@@ -1,0 +1,1 @@
+echo 'fails' && exit 1

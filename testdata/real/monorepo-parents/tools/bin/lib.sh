@@ -1,0 +1,1 @@
+uses() { sed -n 's/.*uses //p' "apps/$1/package.list"; }

@@ -1,0 +1,1 @@
+module.exports = () => { require('loud'); console.log('healthy') }

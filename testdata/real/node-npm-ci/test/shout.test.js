@@ -1,0 +1,1 @@
+require('expecting')(require('loud')('a'), 'A!')

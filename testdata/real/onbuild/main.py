@@ -1,0 +1,9 @@
+import os
+
+
+def greeting():
+    return "runs in " + os.environ["APP_ENV"]
+
+
+if __name__ == "__main__":
+    print(greeting())

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "flavor: $(cat flavor)"
+echo "packages: $(tr '\n' ' ' < packages)"
