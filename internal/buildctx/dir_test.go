@@ -234,6 +234,7 @@ func TestIgnoreFileErrors(t *testing.T) {
 	for _, c := range []struct{ content, want string }{
 		{"a\n!\n", `illegal exclusion pattern: "!"`},
 		{"[", "syntax error in pattern"},
+		{"a\n!a*[", "syntax error in pattern"},
 		{"-> " + secret, "leads out of the build context"},
 		{"-> nowhere", "no such file"},
 	} {

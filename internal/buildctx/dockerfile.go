@@ -93,9 +93,10 @@ func FindDockerfileIn(dir, named string) (*Dockerfile, error) {
 	return &Dockerfile{Name: named, Path: path, Data: data, IgnoreFile: path + ignoreName}, nil
 }
 
+// exists reports whether there may be something at path: what cannot be looked at is found out by reading it.
 func exists(path string) bool {
 	_, err := os.Lstat(path)
-	return err == nil
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func findDefault(dir string) (*Dockerfile, error) {

@@ -122,9 +122,10 @@ func parseIgnore(name string, data []byte) (*ignore, error) {
 		return nil, nil
 	}
 	for _, p := range patterns {
-		pm, err := patternmatcher.New([]string{p})
+		// Patterns are compiled when they are first compared, those of exceptions only where something is left out. One that
+		// cannot be is better refused now.
+		pm, err := patternmatcher.New([]string{strings.TrimPrefix(p, "!")})
 		if err == nil {
-			// Patterns are compiled when they are first compared. One that cannot be is better refused now.
 			_, err = pm.MatchesOrParentMatches("x")
 		}
 		if err != nil {
