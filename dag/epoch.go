@@ -23,17 +23,14 @@ func (l *lowering) resolveEpoch(stages []instructions.Stage) (*Need, error) {
 		value, _ = l.global.Get(argEpoch)
 	}
 	if value == "" {
-		l.setEpoch(nil)
-		return nil, nil
+		return nil, l.setEpoch(nil)
 	}
 	if sec, err := strconv.ParseInt(value, 10, 64); err == nil {
 		t := time.Unix(sec, 0).UTC()
-		l.setEpoch(&t)
-		return nil, nil
+		return nil, l.setEpoch(&t)
 	}
 	if value == "context" {
-		l.setEpoch(l.ContextEpoch)
-		return nil, nil
+		return nil, l.setEpoch(l.ContextEpoch)
 	}
 	need, err := l.epochSource(value, stages)
 	if err != nil {
@@ -43,8 +40,7 @@ func (l *lowering) resolveEpoch(stages []instructions.Stage) (*Need, error) {
 	if !ok {
 		return need, nil
 	}
-	l.setEpoch(got.Time)
-	return nil, nil
+	return nil, l.setEpoch(got.Time)
 }
 
 // epochSource finds out whose time is wanted. A named context comes before a stage, as everywhere.
@@ -156,15 +152,22 @@ func (l *lowering) addSource(c *instructions.AddCommand, env *env) (*Need, error
 	return &Need{Name: src, Time: true, Add: &add}, nil
 }
 
+// lastYear is the last that the times in an image can be in: RFC 3339 has four digits for it.
+const lastYear = 9999
+
 // setEpoch notes the time, in the graph and in the variables that were to have it.
-func (l *lowering) setEpoch(t *time.Time) {
+func (l *lowering) setEpoch(t *time.Time) error {
+	if t != nil && (t.UTC().Year() < 0 || t.UTC().Year() > lastYear) {
+		err := fmt.Errorf("invalid SOURCE_DATE_EPOCH: %d seconds are not in the years 0 to %d", t.Unix(), lastYear)
+		return l.at(parser.Range{File: l.file.Name}, err)
+	}
 	l.epoch = t
 	_, given := l.args[argEpoch]
 	_, declared := l.global.Get(argEpoch)
 	if t == nil {
 		delete(l.args, argEpoch)
 		l.global.unset(argEpoch)
-		return
+		return nil
 	}
 	v := strconv.FormatInt(t.Unix(), 10)
 	if given {
@@ -173,4 +176,5 @@ func (l *lowering) setEpoch(t *time.Time) {
 	if declared {
 		l.global.vals[argEpoch] = v
 	}
+	return nil
 }

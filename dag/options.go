@@ -48,6 +48,7 @@ type Need struct {
 	Time     bool         // only the time of the source is wanted: for SOURCE_DATE_EPOCH
 	Add      *Copy        // with Time and without Context: the ADD whose one source Name is
 	Stage    string       // that needs it, for messages
+	Like     string       // stage that is called nearly like the image, which may have been meant, for messages
 	Pos      parser.Range // of the instruction that names it, for messages
 }
 

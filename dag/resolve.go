@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/util/suggest"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -99,6 +100,8 @@ func (l *lowering) resolveBase(d *stage) (*Need, error) {
 	}
 	if key != "" {
 		need.Name, need.Value = key, l.Contexts[key]
+	} else {
+		need.Like = l.stageLike(d.BaseName)
 	}
 	got, ok := l.have[need.Key()]
 	switch {
@@ -110,6 +113,21 @@ func (l *lowering) resolveBase(d *stage) (*Need, error) {
 		l.onDirectory(d, key, p)
 		return nil, nil
 	}
+}
+
+// stageLike is the stage whose name somebody may have misspelt, "" if none is near. Names of two letters are near to all others.
+func (l *lowering) stageLike(name string) string {
+	if len(name) < 3 {
+		return ""
+	}
+	var names []string
+	for _, d := range l.stages {
+		if d.Name != "" {
+			names = append(names, d.Name)
+		}
+	}
+	near, _ := suggest.Search(name, names, true)
+	return near
 }
 
 // setResolved notes that the state holds what is below the stage. External sources and stages replaced by a context are

@@ -97,6 +97,20 @@ func FromRemote(kind string, data json.RawMessage) error {
 	return nil
 }
 
+// cannotExecute is the exit code with which shells say that a command is there and cannot be started.
+const cannotExecute = 126
+
+// pathError is setupError for a path of the instruction inside the root. What is wrong with the path itself is wrong on every
+// machine, and so no matter of the sandbox.
+func pathError(op string, err error) error {
+	for _, own := range []error{unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENOENT, errKernelFS, errOnRoot} {
+		if errors.Is(err, own) {
+			return &ExitError{Code: cannotExecute, Msg: op + ": " + err.Error()}
+		}
+	}
+	return setupError(op, err)
+}
+
 // setupError wraps what a primitive said. Nil stays nil; an error that already says all passes unchanged.
 func setupError(op string, err error) error {
 	if err == nil {
@@ -117,8 +131,11 @@ func setupError(op string, err error) error {
 	if err != error(errno) {
 		e.Msg = err.Error()
 	}
-	if errno == unix.EPERM || errno == unix.EACCES {
+	switch errno {
+	case unix.EPERM, unix.EACCES:
 		e.Blocker, e.Fix = blockerOf(op)
+	case unix.ENOSYS:
+		e.Blocker, e.Fix = blockerOfCall()
 	}
 	return e
 }

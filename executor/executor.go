@@ -96,11 +96,12 @@ type BindPath struct {
 
 // Tmpfs is an empty memory file system. Size 0 is the kernel's default, Mode 0 is 1777.
 type Tmpfs struct {
-	Size int64  `json:",omitempty"`
-	Mode uint32 `json:",omitempty"`
+	Size     int64  `json:",omitempty"`
+	Mode     uint32 `json:",omitempty"`
+	ReadOnly bool   `json:",omitempty"`
 }
 
-// File is a read-only file in memory. Mode 0 is 0444.
+// File is a read-only file in memory.
 type File struct {
 	Data     []byte
 	Mode     uint32

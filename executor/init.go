@@ -181,7 +181,7 @@ func enterRoot(p *plan, root int) (dir int, err error) {
 	}
 	dir, err = m.directory(where, owner{p.UID, p.GID})
 	if err != nil {
-		return -1, setupError("working directory "+where, err)
+		return -1, pathError("working directory "+where, err)
 	}
 	return dir, nil
 }
@@ -294,9 +294,13 @@ func setIDs(p *plan) error {
 
 func idError(what, id string, errno unix.Errno) error {
 	e := &SetupError{Op: "become " + what + " " + id, Errno: errno}
-	if errno == unix.EINVAL {
+	switch setgroups, _ := os.ReadFile("/proc/self/setgroups"); {
+	case errno == unix.EINVAL:
 		e.Blocker = "the id is outside of the range of this user namespace"
 		e.Fix = "a larger range in /etc/subuid and /etc/subgid"
+	case errno == unix.EPERM && strings.HasPrefix(string(setgroups), "deny"):
+		e.Blocker = "the user namespace that build runs in does not allow setgroups (/proc/self/setgroups is deny)"
+		e.Fix = "run build outside of it, or make it with newgidmap and a range of ids: unshare --map-root-user --map-auto"
 	}
 	return e
 }
@@ -312,7 +316,7 @@ func execute(p *plan) error {
 	}
 	resetSignals()
 	err = execve(path, p.Args, p.Env)
-	code := 126
+	code := cannotExecute
 	if err == unix.ENOENT {
 		code = 127
 	}
@@ -345,7 +349,7 @@ func lookup(name string, env []string) (string, error) {
 		return full, nil
 	}
 	if denied {
-		return "", &ExitError{Code: 126, Msg: fmt.Sprintf("exec: %q: permission denied", name)}
+		return "", &ExitError{Code: cannotExecute, Msg: fmt.Sprintf("exec: %q: permission denied", name)}
 	}
 	return "", &ExitError{Code: 127, Msg: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
 }

@@ -125,7 +125,7 @@ func (t *tree) base(name string) (int, error) {
 		fd, err = unix.Openat(t.root, name, flags, 0)
 	}
 	if err == unix.ENOTDIR || err == unix.ELOOP {
-		return -1, &SetupError{Op: "mount /" + name, Errno: unix.ENOTDIR, Msg: "/" + name + " of the image is not a directory"}
+		return -1, &ExitError{Code: cannotExecute, Msg: "mount /" + name + ": /" + name + " of the image is not a directory"}
 	}
 	return fd, err
 }
@@ -353,7 +353,7 @@ func (t *tree) mounts() error {
 func (t *tree) mountOne(m preparedMount) error {
 	target, err := t.make.target(m.Target, m.Dir)
 	if err != nil {
-		return err
+		return pathError("mount "+m.Target, err)
 	}
 	source := initFirst + m.FD
 	if m.FD < 0 {

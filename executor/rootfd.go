@@ -94,7 +94,7 @@ func (m *maker) check(fd int, dir bool) error {
 		return err
 	}
 	if st.Dev == m.rootDev && st.Ino == m.rootIno {
-		return errors.New("mounts on / are not allowed")
+		return errOnRoot
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
@@ -106,7 +106,10 @@ func (m *maker) check(fd int, dir bool) error {
 	return refuseKernelFS(fd)
 }
 
-var errKernelFS = errors.New("mounts on /proc and /sys are not allowed")
+var (
+	errOnRoot   = errors.New("mounts on / are not allowed")
+	errKernelFS = errors.New("/proc and /sys are the kernel's: nothing can be mounted or made there")
+)
 
 func refuseKernelFS(fd int) error {
 	var fs unix.Statfs_t
@@ -210,6 +213,9 @@ func readLink(fd int) (target string, isLink bool, err error) {
 // make creates one name in the directory at the top of w.
 func (m *maker) make(w *walker, name string, dir bool, keep *owner) (int, error) {
 	parent := w.top()
+	if err := refuseKernelFS(parent); err != nil {
+		return -1, err
+	}
 	if keep == nil {
 		if err := m.note(w); err != nil {
 			return -1, err

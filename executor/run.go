@@ -73,7 +73,7 @@ func prepare(spec *Spec) (s *step, err error) {
 	}(s)
 	id, err := resolveUser(fd, spec.User)
 	if err != nil {
-		return nil, &ExitError{Code: 126, Msg: err.Error()}
+		return nil, &ExitError{Code: cannotExecute, Msg: err.Error()}
 	}
 	src, err := prepareSources(spec)
 	if err != nil {

@@ -94,7 +94,11 @@ func (s *sources) add(m Mount, sec Security) error {
 		if src.Size > 0 {
 			opts = append(opts, "size="+strconv.FormatInt(src.Size, 10))
 		}
-		fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, opts...)
+		attrs := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+		if src.ReadOnly {
+			attrs |= unix.MOUNT_ATTR_RDONLY
+		}
+		fd, err := newMount("tmpfs", attrs, opts...)
 		if err != nil {
 			return err
 		}
@@ -134,7 +138,7 @@ func (s *sources) bind(target string, b BindPath, sec Security) error {
 		sub, err := openInRoot(fd, b.Sub, unix.O_PATH)
 		unix.Close(fd)
 		if err != nil {
-			return fmt.Errorf("open %s in %s: %w", b.Sub, b.Path, err)
+			return pathError("nothing to mount at source "+b.Sub, err)
 		}
 		fd = sub
 	}
@@ -168,10 +172,6 @@ func (s *sources) bindFD(target string, fd int, readOnly bool, sec Security) err
 // file writes a file to the step's memory file system. It is mounted from there by the step itself, once that file system is
 // attached in its namespace.
 func (s *sources) file(target string, f File, attrs uint64) error {
-	mode := f.Mode
-	if mode == 0 {
-		mode = 0o444
-	}
 	name := strconv.Itoa(s.count)
 	s.count++
 	fd, err := unix.Openat(s.memory, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
@@ -186,7 +186,7 @@ func (s *sources) file(target string, f File, attrs uint64) error {
 	if err := unix.Fchown(fd, int(f.UID), int(f.GID)); err != nil {
 		return fmt.Errorf("owner %d:%d: %w", f.UID, f.GID, err)
 	}
-	if err := unix.Fchmod(fd, mode&0o7777); err != nil {
+	if err := unix.Fchmod(fd, f.Mode&0o7777); err != nil {
 		return err
 	}
 	s.mounts = append(s.mounts, preparedMount{

@@ -45,7 +45,7 @@ func Local(ctx context.Context, dest string, chain *tree.Chain, open Open, o Roo
 			continue // the directory itself is the caller's
 		}
 		if err := w.entry(&e); err != nil {
-			return fmt.Errorf("writing %s: %w", dest+"/"+e.Path, err)
+			return pathError("writing", dest+"/"+e.Path, err)
 		}
 	}
 	if err := w.leave(""); err != nil {
@@ -53,6 +53,16 @@ func Local(ctx context.Context, dest string, chain *tree.Chain, open Open, o Roo
 	}
 	w.warn()
 	return nil
+}
+
+// pathError says at which path err happened. What the kernel refused becomes an *fs.PathError, as package os would have
+// made it, so that it is told from mistakes of this program.
+func pathError(op, path string, err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return &os.PathError{Op: op, Path: path, Err: err}
+	}
+	return fmt.Errorf("%s %s: %w", op, path, err)
 }
 
 // openDir is a directory being filled. Mode and time are set when it is left, because filling needs permission and
@@ -142,7 +152,7 @@ func (w *localWriter) leave(path string) error {
 		}
 		unix.Close(top.fd)
 		if err != nil {
-			return fmt.Errorf("setting mode and time of %s: %w", w.dest+"/"+top.path, err)
+			return pathError("setting mode and time of", w.dest+"/"+top.path, err)
 		}
 	}
 	return nil

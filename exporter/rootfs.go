@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 	"time"
 
@@ -27,13 +28,35 @@ func (o *RootfsOptions) time(t time.Time) time.Time {
 	return t
 }
 
-// Tar writes the merged file system of chain: every path under its own name, without leading "./" or "/", parents
-// first, whole seconds, and nothing that is not in the chain.
-func Tar(ctx context.Context, w io.Writer, chain *tree.Chain, open Open, o RootfsOptions) error {
+// Rootfs is the merged file system of a chain.
+type Rootfs struct {
+	Dir   string // in which directory of the archive it is; "" is the archive itself
+	Chain *tree.Chain
+	Open  Open
+}
+
+// Tar writes file systems into one archive: every path under its own name, without leading "./" or "/", parents first,
+// whole seconds, and nothing that is not in the chain but the directories that hold one of several.
+func Tar(ctx context.Context, w io.Writer, list []Rootfs, o RootfsOptions) error {
 	tw := tar.NewWriter(w)
-	links := newLinks(chain)
+	for _, r := range list {
+		if r.Dir != "" {
+			h := &tar.Header{Typeflag: tar.TypeDir, Name: r.Dir + "/", Mode: 0o755, ModTime: o.time(time.Unix(0, 0))}
+			if err := tw.WriteHeader(h); err != nil {
+				return fmt.Errorf("writing %q: %w", r.Dir, err)
+			}
+		}
+		if err := r.tar(ctx, tw, &o); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func (r *Rootfs) tar(ctx context.Context, tw *tar.Writer, o *RootfsOptions) error {
+	links := newLinks(r.Chain)
 	buf := make([]byte, 256<<10)
-	for e, err := range chain.Walk("") {
+	for e, err := range r.Chain.Walk("") {
 		if err != nil {
 			return fmt.Errorf("reading the file system: %w", err)
 		}
@@ -43,19 +66,19 @@ func Tar(ctx context.Context, w io.Writer, chain *tree.Chain, open Open, o Rootf
 		if e.Path == "" {
 			continue
 		}
-		if err := tarEntry(ctx, tw, &e, links, open, &o, buf); err != nil {
+		if err := r.tarEntry(ctx, tw, &e, links, o, buf); err != nil {
 			return fmt.Errorf("writing %q: %w", e.Path, err)
 		}
 	}
-	return tw.Close()
+	return nil
 }
 
-func tarEntry(ctx context.Context, tw *tar.Writer, e *tree.Located, links *links, open Open, o *RootfsOptions, buf []byte) error {
+func (r *Rootfs) tarEntry(ctx context.Context, tw *tar.Writer, e *tree.Located, links *links, o *RootfsOptions, buf []byte) error {
 	if err := tree.CheckPath(e.Path); err != nil {
 		return err
 	}
 	h := &tar.Header{
-		Name: e.Path, Mode: int64(e.Mode & 0o7777), Uid: int(e.UID), Gid: int(e.GID),
+		Name: path.Join(r.Dir, e.Path), Mode: int64(e.Mode & 0o7777), Uid: int(e.UID), Gid: int(e.GID),
 		ModTime: time.Unix(o.time(e.ModTime).Unix(), 0), // the format's fractions would need an extra header per file
 	}
 	target, err := links.target(e)
@@ -64,11 +87,11 @@ func tarEntry(ctx context.Context, tw *tar.Writer, e *tree.Located, links *links
 	}
 	switch {
 	case target != "":
-		h.Typeflag, h.Linkname = tar.TypeLink, target
+		h.Typeflag, h.Linkname = tar.TypeLink, path.Join(r.Dir, target)
 	case e.Type == tree.File:
 		h.Typeflag, h.Size = tar.TypeReg, e.Size
 	case e.Type == tree.Dir:
-		h.Typeflag, h.Name = tar.TypeDir, e.Path+"/"
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
 	case e.Type == tree.Symlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, e.Link
 	case e.Type == tree.Char:
@@ -92,7 +115,7 @@ func tarEntry(ctx context.Context, tw *tar.Writer, e *tree.Located, links *links
 	if h.Typeflag != tar.TypeReg || h.Size == 0 {
 		return nil
 	}
-	return copyFile(ctx, tw, e, open, buf)
+	return copyFile(ctx, tw, e, r.Open, buf)
 }
 
 // copyFile streams a file's content and makes sure of its size.

@@ -43,11 +43,51 @@ func testChain(t *testing.T) (*tree.Chain, content) {
 	return tree.NewChain([]*tree.Index{lower, upper}), c
 }
 
+// Several file systems are each in a directory, and the targets of hard links with them.
+func TestTarOfSeveral(t *testing.T) {
+	chain, c := testChain(t)
+	var one, two bytes.Buffer
+	if err := Tar(t.Context(), &one, []Rootfs{{Chain: chain, Open: c.open}}, RootfsOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	list := []Rootfs{{Dir: "linux_amd64", Chain: chain, Open: c.open}, {Dir: "linux_arm64", Chain: chain, Open: c.open}}
+	if err := Tar(t.Context(), &two, list, RootfsOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	read := func(b *bytes.Buffer) (out []string) {
+		tr := tar.NewReader(b)
+		for {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return out
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Typeflag == tar.TypeLink {
+				h.Name += " -> " + h.Linkname
+			}
+			out = append(out, h.Name)
+		}
+	}
+	var want []string
+	single := read(&one)
+	for _, r := range list {
+		want = append(want, r.Dir+"/")
+		for _, name := range single {
+			want = append(want, r.Dir+"/"+strings.ReplaceAll(name, " -> ", " -> "+r.Dir+"/"))
+		}
+	}
+	if got := read(&two); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
 func TestTar(t *testing.T) {
 	chain, c := testChain(t)
 	var a, b bytes.Buffer
 	for _, w := range []*bytes.Buffer{&a, &b} {
-		if err := Tar(t.Context(), w, chain, c.open, RootfsOptions{}); err != nil {
+		if err := Tar(t.Context(), w, []Rootfs{{Chain: chain, Open: c.open}}, RootfsOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,7 +140,7 @@ func TestTar(t *testing.T) {
 func TestTarEpoch(t *testing.T) {
 	chain, c := testChain(t)
 	var buf bytes.Buffer
-	if err := Tar(t.Context(), &buf, chain, c.open, RootfsOptions{Epoch: at(77)}); err != nil {
+	if err := Tar(t.Context(), &buf, []Rootfs{{Chain: chain, Open: c.open}}, RootfsOptions{Epoch: at(77)}); err != nil {
 		t.Fatal(err)
 	}
 	for tr := tar.NewReader(&buf); ; {
@@ -118,7 +158,8 @@ func TestTarShortContent(t *testing.T) {
 	c := content{}
 	f := c.file("f", "content", 0o644)
 	chain := tree.NewChain([]*tree.Index{layerIndex(t, dir("", 0o755), f)})
-	err := Tar(t.Context(), io.Discard, chain, func(tree.Located) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("con")), nil }, RootfsOptions{})
+	short := func(tree.Located) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("con")), nil }
+	err := Tar(t.Context(), io.Discard, []Rootfs{{Chain: chain, Open: short}}, RootfsOptions{})
 	if err == nil || !strings.Contains(err.Error(), `"f"`) {
 		t.Errorf("%v", err)
 	}

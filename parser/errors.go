@@ -75,6 +75,9 @@ func (f *File) ErrorAt(r Range, err error) *Error {
 // didYouMean begins the hints that are a plain suggestion.
 const didYouMean = "did you mean "
 
+// endAsModifier is what the lexer says about ${NAME without a brace: it takes the end for the modifier.
+const endAsModifier = "unsupported modifier (\uFFFD) in substitution"
+
 var suggestion = regexp.MustCompile(`^(?s)(.*) \((did you mean [^()]*\?)\)$`)
 
 func (s *source) wrap(r Range, err error) *Error {
@@ -82,7 +85,7 @@ func (s *source) wrap(r Range, err error) *Error {
 	if errors.As(err, &e) {
 		return e // already placed, and nearer to the cause than we are
 	}
-	msg, hint := err.Error(), ""
+	msg, hint := strings.ReplaceAll(err.Error(), endAsModifier, "syntax error: missing '}'"), ""
 	if m := suggestion.FindStringSubmatch(msg); m != nil {
 		msg, hint = m[1], m[2]
 	}

@@ -52,12 +52,12 @@ func scanLayer(ctx context.Context, r io.Reader, a *applier, x *indexer) (ApplyR
 		}
 		if err != nil {
 			a.close()
-			return a.reported(), fmt.Errorf("read layer tar: %w", err)
+			return a.reported(), layerFailure(ctx, err)
 		}
 	}
 	if err := s.drain(); err != nil {
 		a.close()
-		return a.reported(), fmt.Errorf("read layer tar: %w", err)
+		return a.reported(), layerFailure(ctx, err)
 	}
 	return a.reported(), a.finish()
 }

@@ -1,14 +1,27 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotHere says that a layer has no blob in the store. Callers fetch it, or treat a cache hit as a miss.
-var ErrNotHere = errors.New("the layer is not in the store")
+var ErrNotHere error = notHere{}
+
+type notHere struct{}
+
+func (notHere) Error() string { return "the layer is not in the store" }
+
+// KindNotHere is the kind under which ErrNotHere crosses a process boundary.
+const KindNotHere = "snapshot.nothere"
+
+// Remote lets the error cross a process boundary.
+func (notHere) Remote() (string, any) { return KindNotHere, nil }
 
 // DigestError says that content is not what its digest promised.
 type DigestError struct {
@@ -25,3 +38,31 @@ const KindDigest = "snapshot.digest"
 
 // Remote lets the error cross a process boundary.
 func (e *DigestError) Remote() (string, any) { return KindDigest, e }
+
+// LayerError says that a layer has the digest it should have and yet is none that could be unpacked: it is no tar, its
+// compression is broken, or an entry contradicts the others or leads out of it.
+type LayerError struct{ Err error }
+
+func (e *LayerError) Error() string { return e.Err.Error() }
+func (e *LayerError) Unwrap() error { return e.Err }
+
+// KindLayer is the kind under which a LayerError crosses a process boundary.
+const KindLayer = "snapshot.layer"
+
+// Remote lets the error cross a process boundary; the message says it all.
+func (e *LayerError) Remote() (string, any) { return KindLayer, nil }
+
+// contradictions are what the kernel answers to entries that cannot be in one tree; other errors of it are the machine's.
+var contradictions = []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.EEXIST, unix.ELOOP, unix.ENAMETOOLONG}
+
+// layerFailure tells what is wrong with the layer from what hindered reading it.
+func layerFailure(ctx context.Context, err error) error {
+	var errno unix.Errno
+	var lie *DigestError
+	machine := errors.As(err, &errno) && !slices.Contains(contradictions, errno)
+	err = fmt.Errorf("read layer tar: %w", err)
+	if ctx.Err() != nil || machine || errors.As(err, &lie) {
+		return err
+	}
+	return &LayerError{Err: err}
+}

@@ -165,6 +165,8 @@ func TestDockerRouting(t *testing.T) {
 		{"build push", "build push", ""},
 		{"buildx build --load .", "build --load .", ""},
 		{"buildx b .", "build .", ""},
+		{"buildx --builder x build .", "build .", ""},
+		{"buildx -D --builder=x build .", "build .", ""},
 		{"image build .", "build .", ""},
 		{"builder build .", "build .", ""},
 		{"--config /c login", "login", "/c"},
@@ -192,6 +194,7 @@ func TestDockerRouting(t *testing.T) {
 		"--version":           "what we do",
 		"":                    "what we do",
 		"--config":            "needs a value",
+		"buildx --builder":    "needs a value",
 	} {
 		a, _ := fakeApp(t, nil, append([]string{"docker"}, strings.Fields(in)...)...)
 		_, _, err := a.route()

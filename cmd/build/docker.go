@@ -60,6 +60,11 @@ func (a *app) routeDocker(args []string, g *globalFlags) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	rest, more, err := buildxGlobals(rest)
+	if err != nil {
+		return nil, err
+	}
+	notes = append(notes, more...)
 	for n := min(2, len(rest)); n > 0; n-- {
 		words := strings.Join(rest[:n], " ")
 		ours, ok := dockerCommands[words]
@@ -110,6 +115,30 @@ func dockerGlobals(args []string, g *globalFlags) (rest, notes []string, err err
 		}
 	}
 	return args, notes, nil
+}
+
+// buildxGlobals removes buildx's own flags from between "buildx" and its command.
+func buildxGlobals(args []string) (rest, notes []string, err error) {
+	if len(args) == 0 || args[0] != "buildx" {
+		return args, nil, nil
+	}
+	rest = args[1:]
+	for len(rest) > 0 && strings.HasPrefix(rest[0], "-") {
+		typed := rest[0]
+		name, _, hasValue := strings.Cut(strings.TrimLeft(typed, "-"), "=")
+		if name != "builder" && name != "debug" && name != "D" {
+			break
+		}
+		rest = rest[1:]
+		if name == "builder" && !hasValue {
+			if len(rest) == 0 {
+				return nil, nil, usagef("flag %s needs a value", typed)
+			}
+			rest = rest[1:]
+		}
+		notes = append(notes, typed+" has no effect: there are no builders to choose from, every build runs by itself")
+	}
+	return append([]string{"buildx"}, rest...), notes, nil
 }
 
 func isDockerQuestion(name string) bool {

@@ -146,7 +146,7 @@ func ago(t time.Time) string {
 func (a *app) rmiCommand(g *globalFlags) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:   "rmi NAME...",
+		Use:   "rmi NAME|DIGEST...",
 		Short: "Remove names of images from the store",
 		Args:  minArgs(1, "the name of an image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -194,7 +194,7 @@ func (a *app) present(cmd *cobra.Command, so build.StoreOptions, names []string)
 
 func (a *app) tagCommand(g *globalFlags) *cobra.Command {
 	return &cobra.Command{
-		Use:   "tag NAME NEWNAME",
+		Use:   "tag NAME|DIGEST NEWNAME",
 		Short: "Give an image of the store another name",
 		Args:  exactArgs(2, "an image and its new name"),
 		RunE: func(cmd *cobra.Command, args []string) error {

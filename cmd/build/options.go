@@ -63,9 +63,6 @@ func (f *buildFlags) fillTags(_ *app, o *build.Options) error {
 			return usagef("invalid tag %q: %v", t, err)
 		}
 	}
-	if f.push && len(f.tags) == 0 && len(f.outputs) == 0 {
-		return usagef("--push needs a name to push to: add -t REGISTRY/NAME:TAG")
-	}
 	if f.file == "-" && o.Context == "-" {
 		return usagef("the context and the Dockerfile cannot both come from standard input")
 	}
@@ -246,7 +243,11 @@ func parseEpoch(s string) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("not a number of seconds")
 	}
-	return time.Unix(sec, 0).UTC(), nil
+	t := time.Unix(sec, 0).UTC()
+	if t.Year() < 0 || t.Year() > 9999 { // the configuration of an image writes years with four digits
+		return time.Time{}, fmt.Errorf("not in the years 0 to 9999")
+	}
+	return t, nil
 }
 
 // fillPolicy reads the source policy, from where BuildKit's tools take it.
@@ -274,6 +275,9 @@ func (f *buildFlags) fillOutputs(a *app, o *build.Options) error {
 		if err != nil {
 			return err
 		}
+		if err := out.checkSplit(o.MultiPlatform()); err != nil {
+			return err
+		}
 		if out.insecure {
 			o.Store.Insecure = append(o.Store.Insecure, hostsOf(append(out.Names, o.Tags...))...)
 		}
@@ -282,11 +286,28 @@ func (f *buildFlags) fillOutputs(a *app, o *build.Options) error {
 		}
 		o.Outputs = append(o.Outputs, out.Output)
 	}
+	spreadPush(o)
 	return checkOutputs(o)
+}
+
+// spreadPush gives --push the meaning it has beside -o in buildx: push=true for every output that is an image. It stays a
+// push of its own where there is no such output.
+func spreadPush(o *build.Options) {
+	if !o.Push {
+		return
+	}
+	for i := range o.Outputs {
+		if out := &o.Outputs[i]; out.Type == build.OutputImage || out.Type == build.OutputRegistry {
+			out.Push, o.Push = true, false
+		}
+	}
 }
 
 // checkOutputs finds what no single -o can be blamed for.
 func checkOutputs(o *build.Options) error {
+	if o.Push && len(o.Tags) == 0 {
+		return usagef("--push needs a name to push to: add -t REGISTRY/NAME:TAG")
+	}
 	stdout := 0
 	for _, out := range o.Outputs {
 		if out.Stdout != nil {

@@ -77,6 +77,8 @@ func TestWrongValues(t *testing.T) {
 		{"-t Upper .", "invalid tag"},
 		{"-t a@sha256:0123456789012345678901234567890123456789012345678901234567890123 .", "digest"},
 		{"--push .", "needs a name"},
+		{"--push -o out .", "needs a name"},
+		{"--push -o type=image .", "needs a name"},
 		{"-f - -", "both come from standard input"},
 		{"--load .", "type=docker"},
 		{"--annotation a .", "the form is"},
@@ -98,6 +100,10 @@ func TestWrongValues(t *testing.T) {
 		{"-o type=tarball,dest=x .", `unknown type "tarball"`},
 		{"-o dest=x,name=y .", "type= is missing"},
 		{"-o type=oci,dest .", "KEY=VALUE"},
+		{"-t h/x -o type=oci,dest=x,push=true .", "push=true is for type=image"},
+		{"-o type=local,dest=x,platform-split=true .", "one platform is " + notYet},
+		{"--platform linux/amd64,linux/arm64 -o type=local,dest=x,platform-split=false .", "several platforms is " + notYet},
+		{"-o type=oci,dest=x,source-date-epoch=253402300800 .", "years 0 to 9999"},
 		{"-o type=oci,dest=x,compresion=zstd .", "did you mean compression?"},
 		{"-o type=oci,dest=x,compression=lz4 .", "gzip, zstd and uncompressed"},
 		{"-o type=oci,dest=x,compression=estargz .", notYet},
@@ -198,7 +204,7 @@ func TestOutputForms(t *testing.T) {
 }
 
 func TestOutputToStdout(t *testing.T) {
-	for _, in := range []string{"-", "type=tar", "type=oci", "type=oci,dest=-", "type=docker,dest=-"} {
+	for _, in := range []string{"-", "type=tar", "type=oci", "type=oci,dest=-", "type=docker,dest=-", "type=tar,dest=/dev/stdout"} {
 		a, _ := fakeApp(t, nil)
 		out, err := a.parseOutput(in)
 		if err != nil {
@@ -207,6 +213,42 @@ func TestOutputToStdout(t *testing.T) {
 		}
 		if out.Dest != "-" || out.Stdout != a.stdout {
 			t.Errorf("%s: dest %q, stdout %v", in, out.Dest, out.Stdout)
+		}
+	}
+}
+
+// Keys that change nothing about an output are not ignored in silence.
+func TestOutputKeysWithoutEffect(t *testing.T) {
+	for in, want := range map[string]string{
+		"type=tar,dest=x,compression=gzip":                                "type=tar: compression has no effect",
+		"type=local,dest=x,name=n,push=true":                              "type=local: push has no effect",
+		"type=oci,dest=x,compression=uncompressed,compression-level=5":    "compression-level=5 has no effect",
+		"type=local,dest=x,platform-split=false":                          "",
+		"type=oci,dest=x,compression=zstd,compression-level=5,name=h/a:1": "",
+	} {
+		_, notes, err := parse(t, map[string]string{"HOME": "/h"}, "-o", in, ".")
+		if err != nil || !strings.Contains(notes, want) || want == "" && notes != "" {
+			t.Errorf("%s: noted %q, %v; want %q", in, notes, err, want)
+		}
+	}
+}
+
+// Beside -o, --push means push=true for the outputs that are images, and a push of its own where none is.
+func TestPushBesideOutputs(t *testing.T) {
+	for args, want := range map[string][2]bool{ // does the first output push; is there another push
+		"--push -o type=image,name=h/x":                {true, false},
+		"--push -t h/x -o type=image,compression=zstd": {true, false},
+		"--push -t h/x -o type=registry":               {true, false},
+		"--push -t h/x -o out":                         {false, true},
+		"--push -t h/x -o type=oci,dest=x.tar":         {false, true},
+	} {
+		o, _, err := parse(t, map[string]string{"HOME": "/h"}, append(strings.Fields(args), ".")...)
+		if err != nil {
+			t.Errorf("%s: %v", args, err)
+			continue
+		}
+		if got := [2]bool{o.Outputs[0].Push, o.Push}; got != want {
+			t.Errorf("%s: %v, want %v", args, got, want)
 		}
 	}
 }

@@ -19,6 +19,9 @@ type output struct {
 	insecure bool // registry.insecure=true
 	destSet  bool
 	typed    string
+
+	platformSplit *bool
+	forImages     []string // keys given that mean something only for images
 }
 
 // parseOutput reads the value of one -o, in the forms buildx knows: DIR, - and comma-separated KEY=VALUE with a type.
@@ -39,8 +42,12 @@ func (a *app) parseOutput(s string) (*output, error) {
 			if !ok {
 				return nil, usagef("invalid --output %q: %q is not of the form KEY=VALUE", s, f)
 			}
-			if err := out.set(strings.TrimSpace(key), value); err != nil {
+			key = strings.TrimSpace(key)
+			if err := out.set(key, value); err != nil {
 				return nil, err
+			}
+			if imageKeys[strings.ToLower(key)] {
+				out.forImages = append(out.forImages, key)
 			}
 		}
 	}
@@ -76,7 +83,7 @@ var outputKeys = map[string]func(o *output, value string) error{
 	"compression":           (*output).setCompression,
 	"compression-level":     (*output).setLevel,
 	"source-date-epoch":     (*output).setEpoch,
-	"platform-split":        func(o *output, v string) error { return o.must("platform-split", v, false) },
+	"platform-split":        (*output).setSplit,
 	"push-by-digest":        func(o *output, v string) error { return o.must("push-by-digest", v, false) },
 	"oci-artifact":          func(o *output, v string) error { return o.must("oci-artifact", v, false) },
 	"attestation-inline":    func(o *output, v string) error { return o.must("attestation-inline", v, false) },
@@ -84,6 +91,11 @@ var outputKeys = map[string]func(o *output, value string) error{
 	"unpack":                func(o *output, v string) error { return o.must("unpack", v, false) },
 	"store":                 func(o *output, v string) error { return o.must("store", v, true) },
 	"name-canonical":        func(o *output, v string) error { return o.must("name-canonical", v, false) },
+}
+
+// imageKeys are the keys without a meaning for outputs that are files.
+var imageKeys = map[string]bool{
+	"name": true, "push": true, "oci-mediatypes": true, "compression": true, "compression-level": true, "force-compression": true,
 }
 
 func (o *output) wrong(format string, args ...any) error {
@@ -141,6 +153,19 @@ func (o *output) setNames(value string) error {
 	return nil
 }
 
+func (o *output) setSplit(value string) error {
+	o.platformSplit = new(bool)
+	return o.bool("platform-split", value, o.platformSplit)
+}
+
+// checkSplit accepts what happens anyway: several platforms are split, one is not.
+func (o *output) checkSplit(several bool) error {
+	if split := o.platformSplit; split != nil && *split != several {
+		return o.wrong("platform-split=%t when the build is for %s is %s", *split, map[bool]string{true: "several platforms", false: "one platform"}[several], notYet)
+	}
+	return nil
+}
+
 func (o *output) setCompression(value string) error {
 	switch value {
 	case "gzip", "zstd", "uncompressed":
@@ -174,6 +199,19 @@ func (o *output) setEpoch(value string) error {
 func (o *output) complete(a *app) error {
 	if o.CompressionLevel != nil && *o.CompressionLevel > 9 && o.Compression != "zstd" {
 		return o.wrong("compression-level=%d: gzip has levels 0 to 9", *o.CompressionLevel)
+	}
+	if o.CompressionLevel != nil && o.Compression == "uncompressed" {
+		a.note("compression-level=%d has no effect with compression=uncompressed", *o.CompressionLevel)
+		o.CompressionLevel = nil
+	}
+	if o.Push && (o.Type == build.OutputOCI || o.Type == build.OutputDocker) {
+		return o.wrong("push=true is for type=image")
+	}
+	if o.Type == build.OutputLocal || o.Type == build.OutputTar {
+		for _, key := range o.forImages {
+			a.note("-o type=%s: %s has no effect on files", o.Type, key)
+		}
+		o.Push, o.Names = false, nil
 	}
 	switch o.Type {
 	case build.OutputLocal:
@@ -223,7 +261,7 @@ func (o *output) completeArchive(a *app) error {
 			Hint: "write an archive and load that: -o type=docker,dest=image.tar, then docker load -i image.tar",
 		}
 	}
-	if o.Dest == "" || o.Dest == "-" {
+	if o.Dest == "" || o.Dest == "-" || o.Dest == "/dev/stdout" {
 		if isTerminal(a.stdout) {
 			return o.wrong("refusing to write an archive to a terminal: add dest=FILE")
 		}

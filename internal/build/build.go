@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"build/dag"
 	"build/internal/buildctx"
@@ -19,6 +20,9 @@ import (
 func Run(ctx context.Context, o Options) (*Result, error) {
 	o.fill()
 	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if err := o.removeOldID(); err != nil {
 		return nil, err
 	}
 	var typed bytes.Buffer // a Dockerfile on standard input, in case it is needed twice
@@ -38,9 +42,19 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	return res, err
 }
 
+// streamedError is a failure of a build that had begun to write to standard output or a pipe. What was written there cannot
+// be taken back, and a second try would only append to it.
+type streamedError struct{ error }
+
+func (e *streamedError) Unwrap() error { return e.error }
+
 // startOver says why a build that failed is worth another try; "" when it is not.
 func startOver(err error) string {
 	var damaged *damagedError
+	var streamed *streamedError
+	if errors.As(err, &streamed) {
+		return ""
+	}
 	if errors.As(err, &damaged) {
 		return damaged.found()
 	}
@@ -60,7 +74,11 @@ func runOnce(ctx context.Context, o *Options) (*Result, error) {
 	defer s.close()
 	res, err := s.build(ctx)
 	if err != nil {
-		return nil, s.blameStore(outer, s.firstCause(ctx, err))
+		err = s.blameStore(outer, s.firstCause(ctx, err))
+		if s.streamed {
+			err = &streamedError{err}
+		}
+		return nil, err
 	}
 	return res, nil
 }
@@ -92,7 +110,7 @@ func (o *Options) check() error {
 			return &UsageError{Msg: "a docker archive holds the image of one platform, and no index", Hint: "use -o type=oci for several platforms"}
 		}
 	}
-	if o.Push && len(o.Tags) == 0 && len(o.Outputs) == 0 {
+	if o.Push && len(o.Tags) == 0 {
 		return &UsageError{Msg: "--push needs a name to push to", Hint: "add -t REGISTRY/NAME:TAG"}
 	}
 	if err := o.checkNamedContexts(); err != nil {
@@ -104,13 +122,17 @@ func (o *Options) check() error {
 	if err := o.checkDests(); err != nil {
 		return err
 	}
-	for i, t := range o.Tags {
+	var tags []string
+	for _, t := range o.Tags {
 		ref, err := normalizeName(t)
 		if err != nil {
 			return err
 		}
-		o.Tags[i] = ref
+		if !slices.Contains(tags, ref) {
+			tags = append(tags, ref)
+		}
 	}
+	o.Tags = tags
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -65,7 +66,7 @@ func Tag(_ context.Context, o StoreOptions, from, to string) error {
 		return err
 	}
 	defer st.Close()
-	key, n, err := findName(st, from)
+	key, n, err := findImage(st, from)
 	if err != nil {
 		return err
 	}
@@ -96,15 +97,85 @@ func findName(st *store.Store, name string) (string, store.Name, error) {
 	if err != nil {
 		return "", store.Name{}, err
 	}
-	for key, n := range all {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
 		if strings.HasPrefix(key, ref+" ") {
-			return key, n, nil
+			return key, all[key], nil
 		}
 	}
 	return "", store.Name{}, &UsageError{Msg: fmt.Sprintf("no image %s in the store", familiar(ref)), Hint: "build images lists what there is"}
 }
 
-// Remove takes names out of the store. What nothing names any more is freed by the next collection.
+// findImage finds an image by its name or its digest.
+func findImage(st *store.Store, name string) (string, store.Name, error) {
+	key, n, err := findName(st, name)
+	if err == nil {
+		return key, n, nil
+	}
+	keys, derr := keysOf(st, name)
+	if derr != nil {
+		return "", store.Name{}, derr
+	}
+	if len(keys) == 0 {
+		return "", store.Name{}, err
+	}
+	n, _, err = st.Name(keys[0])
+	return keys[0], n, err
+}
+
+// shortestDigest is how many digits of a digest stand for an image; `build images` shows so many.
+const shortestDigest = 12
+
+// keysOf lists the names of the image that a digest, or its first digits, stands for; none when it stands for no image.
+func keysOf(st *store.Store, s string) ([]string, error) {
+	digits := strings.TrimPrefix(s, "sha256:")
+	if len(digits) < shortestDigest || strings.Trim(digits, "0123456789abcdef") != "" {
+		return nil, nil
+	}
+	all, err := st.Names()
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	var found digest.Digest
+	for key, n := range all {
+		d := n.Descriptor.Digest
+		if !strings.HasPrefix(d.Encoded(), digits) {
+			continue
+		}
+		if found != "" && d != found {
+			return nil, &UsageError{Msg: fmt.Sprintf("%s stands for more than one image", s), Hint: "use more digits"}
+		}
+		found, keys = d, append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys, nil
+}
+
+// namesToRemove are the name, for all platforms it is known for, or all names of the image that a digest stands for.
+func namesToRemove(st *store.Store, name string) ([]string, error) {
+	found, _, err := findName(st, name)
+	if err == nil {
+		all, err := st.Names()
+		if err != nil {
+			return nil, err
+		}
+		ref, _, _ := strings.Cut(found, " ")
+		var keys []string
+		for _, key := range slices.Sorted(maps.Keys(all)) {
+			if key == ref || strings.HasPrefix(key, ref+" ") {
+				keys = append(keys, key)
+			}
+		}
+		return keys, nil
+	}
+	keys, derr := keysOf(st, name)
+	if derr != nil || len(keys) > 0 {
+		return keys, derr
+	}
+	return nil, err
+}
+
+// Remove takes names out of the store and returns them; a digest stands for all names of its image. What nothing names any more is freed by the next collection.
 func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error) {
 	st, err := openStore(o)
 	if err != nil {
@@ -113,14 +184,19 @@ func Remove(_ context.Context, o StoreOptions, names []string) ([]string, error)
 	defer st.Close()
 	var removed []string
 	for _, name := range names {
-		key, _, err := findName(st, name)
+		keys, err := namesToRemove(st, name)
 		if err != nil {
 			return removed, err
 		}
-		if err := st.RemoveName(key); err != nil {
-			return removed, err
+		for _, key := range keys {
+			if err := st.RemoveName(key); err != nil {
+				return removed, err
+			}
+			ref, _, _ := strings.Cut(key, " ")
+			if short := familiar(ref); !slices.Contains(removed, short) {
+				removed = append(removed, short)
+			}
 		}
-		removed = append(removed, name)
 	}
 	return removed, nil
 }

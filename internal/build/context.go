@@ -3,8 +3,10 @@ package build
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -55,7 +57,9 @@ func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, err
 	if o.Context == "-" {
 		return s.readStdin(ctx)
 	}
-	if fi, err := os.Stat(o.Context); err != nil {
+	if fi, err := os.Stat(o.Context); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: %v", err)}
+	} else if err != nil {
 		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: path %q not found", o.Context), Hint: "the last argument is the directory whose files COPY can use; most often it is ."}
 	} else if !fi.IsDir() {
 		return nil, &UsageError{Msg: fmt.Sprintf("unable to prepare context: %q is not a directory", o.Context), Hint: "pass the directory, and the Dockerfile with -f"}

@@ -2,12 +2,16 @@ package build
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+
+	"build/internal/progress"
 )
 
 // damages are what may happen to a file.
@@ -171,4 +175,75 @@ func TestMissingFiles(t *testing.T) {
 	// Derived from the names, it comes back with the next one.
 	must(t, os.Remove(w.root+"/index.json"))
 	w.ok(df, tags("app:2"))
+}
+
+// What is removed or damaged while a build uses it, by hand or by another build that found it damaged, is made again too.
+func TestLostWhileBuilding(t *testing.T) {
+	needIDs(t)
+	for kind, pattern := range map[string]string{"blobs": "blobs/sha256/*", "indexes": "index/*/*"} {
+		for name, harm := range map[string]func(string) error{
+			"removed":   os.Remove,
+			"rubbished": func(f string) error { return os.WriteFile(f, []byte("rubbish"), 0o600) },
+		} {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				w := newParallel(t)
+				w.damaged = true
+				w.write("f", "content")
+				df := from(`
+					FROM base AS a
+					COPY f /f
+					RUN echo now; cp /f /copy
+					FROM base
+					COPY --from=a /f /copy /
+					RUN test "$(cat /f /copy)" = contentcontent
+				`)
+				rec, once := newRecorder(), sync.Once{}
+				rec.watch = func(e progress.Event) {
+					if l, ok := e.(progress.Log); ok && strings.Contains(string(l.Data), "now") {
+						once.Do(func() { harmAll(t, w.root+"/"+pattern, harm) })
+					}
+				}
+				dest := w.tmp + "/out.tar"
+				if _, err := Run(t.Context(), w.options(rec, df, ociTo(dest), tags("app:1"))); err != nil {
+					t.Fatalf("%v (warnings %q)", err, rec.warnings)
+				}
+				readArchive(t, dest)
+			})
+		}
+	}
+}
+
+func harmAll(t *testing.T, pattern string, harm func(string) error) {
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Errorf("no %s: %v", pattern, err)
+	}
+	for _, f := range files {
+		if err := errors.Join(os.Chmod(f, 0o600), harm(f)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What went to standard output cannot be taken back: no second try appends to it.
+func TestDamageWhileStreaming(t *testing.T) {
+	w := newWorld(t)
+	w.damaged = true
+	w.write("f", strings.Repeat("f", 5000))
+	df := from("FROM base\nCOPY f /f\n")
+	w.ok(df, tags("app:1"))
+	damageAll(t, w.root+"/blobs", damages["middle"])
+	var out bytes.Buffer
+	stream := func(o *Options) {
+		o.Outputs = []Output{{Type: OutputOCI, Tar: true, OCIMediaTypes: true, Dest: "-", Stdout: &out}}
+	}
+	_, _, err := w.build(df, stream)
+	if err == nil || !strings.Contains(err.Error(), "build again") {
+		t.Fatalf("the build went on after damage: %v", err)
+	}
+	out.Reset()
+	w.ok(df, stream)
+	file := w.tmp + "/streamed.tar"
+	must(t, os.WriteFile(file, out.Bytes(), 0o600))
+	readArchive(t, file)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 
@@ -77,7 +78,7 @@ func (e *StepError) Error() string {
 	case e.OOM:
 		return fmt.Sprintf("process %q was killed: out of memory", cmd)
 	case e.Signal != "":
-		return fmt.Sprintf("process %q did not complete successfully: killed by %s", cmd, e.Signal)
+		return fmt.Sprintf("process %q did not complete successfully: killed by signal %d (%s)", cmd, e.Code-128, e.Signal)
 	}
 	return fmt.Sprintf("process %q did not complete successfully: exit code: %d", cmd, e.Code)
 }
@@ -126,13 +127,16 @@ func ExitCode(err error) int {
 		uns   *userns.Error
 		reg   *registry.Error
 		nf    *snapshot.NotFoundError
+		dmg   *damagedError
 		chg   *snapshot.ChangedError
 		bchg  *buildctx.ChangedError
 		src   *SourceError
 		path  *fs.PathError
+		link  *os.LinkError
 		cp    *snapshot.CopyError
 		owner *snapshot.OwnerError
 		lie   *snapshot.DigestError
+		layer *snapshot.LayerError
 	)
 	switch {
 	case err == nil:
@@ -145,7 +149,7 @@ func ExitCode(err error) int {
 		return ExitEnvironment
 	case errors.As(err, &reg):
 		return registryExit(reg)
-	case errors.As(err, &lie): // the image's configuration promised another layer
+	case errors.As(err, &lie), errors.As(err, &layer): // the image's configuration promised another layer, or its layer is none
 		return ExitNetwork
 	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc), errors.As(err, &ign), errors.As(err, &arch):
 		return ExitUsage
@@ -153,6 +157,10 @@ func ExitCode(err error) int {
 		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction
 			return ExitUsage
 		}
+		return ExitEnvironment
+	case errors.As(err, &dmg): // and it was not better the second time
+		return ExitEnvironment
+	case errors.As(err, &link): // a rename or link that the machine refused
 		return ExitEnvironment
 	}
 	return ExitInternal

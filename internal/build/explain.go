@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"build/internal/buildctx"
 	"build/internal/registry"
 	"build/parser"
 )
@@ -45,6 +46,10 @@ func hintOf(err error) string {
 	var reg *registry.Error
 	if errors.As(err, &reg) {
 		return reg.Hint
+	}
+	var missing *buildctx.NoDockerfileError
+	if errors.As(err, &missing) {
+		return missing.Hint()
 	}
 	return ""
 }

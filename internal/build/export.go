@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,7 +38,7 @@ func (s *session) viewOf(o *Output) view {
 		v.compression.Kind = snapshot.None
 	}
 	if o.CompressionLevel != nil {
-		v.compression.Level = *o.CompressionLevel
+		v.compression.Level = levelOf(v.compression.Kind, *o.CompressionLevel)
 	}
 	v.compression.Force = o.ForceCompression
 	v.docker = !o.OCIMediaTypes
@@ -50,16 +49,28 @@ func (s *session) viewOf(o *Output) view {
 	return v
 }
 
+// levelOf is what a level that a user names means: 0 is gzip without compression and zstd's fastest.
+func levelOf(kind snapshot.CompressionKind, level int) int {
+	switch {
+	case kind == snapshot.None:
+		return snapshot.DefaultLevel
+	case level == 0 && kind == snapshot.Gzip:
+		return snapshot.StoreLevel
+	}
+	return max(level, 1)
+}
+
 // planOutputs decides whether layers are worth compressing beside the build, and how.
 func (s *session) planOutputs() {
 	v := s.defaultView()
-	s.wantBlobs = len(s.opts.Outputs) == 0
+	given := false
+	s.wantBlobs = len(s.opts.Outputs) == 0 || s.opts.Push
 	for i := range s.opts.Outputs {
 		if o := &s.opts.Outputs[i]; isImageOutput(o.Type) {
-			if !s.wantBlobs {
+			if !given {
 				v = s.viewOf(o)
 			}
-			s.wantBlobs = true
+			given, s.wantBlobs = true, true
 		}
 	}
 	s.view = v
@@ -307,31 +318,39 @@ func (s *session) exportArchive(ctx context.Context, img *exporter.Image, o *Out
 
 // exportRootfs writes the tree of the result itself; of several platforms, each into a directory of its own.
 func (s *session) exportRootfs(ctx context.Context, products []*product, o *Output, res *Result) error {
-	if len(products) > 1 && o.Type == OutputTar {
-		return &UsageError{Msg: "type=tar holds the files of one platform", Hint: "use type=local, which has a directory for each"}
-	}
+	opts := exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }}
+	var list []exporter.Rootfs
 	for _, p := range products {
-		dest := o.Dest
-		if p.platform != "" {
-			dest = filepath.Join(dest, strings.ReplaceAll(p.platform, "/", "_"))
+		r, done, err := s.rootfs(ctx, p)
+		if err != nil {
+			return err
 		}
-		if err := s.exportTree(ctx, p.out, o, dest, res); err != nil {
+		defer done()
+		list = append(list, r)
+	}
+	if o.Type == OutputTar {
+		return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, list, opts) })
+	}
+	for _, r := range list {
+		dest := filepath.Join(o.Dest, r.Dir)
+		res.Written = append(res.Written, dest)
+		if err := exporter.Local(ctx, dest, r.Chain, r.Open, opts); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *session) exportTree(ctx context.Context, out *outcome, o *Output, dest string, res *Result) error {
-	if err := each(ctx, out.chain, s.fetches.layer); err != nil {
-		return err
+// rootfs opens the tree of a product.
+func (s *session) rootfs(ctx context.Context, p *product) (r exporter.Rootfs, done func(), err error) {
+	if err := each(ctx, p.out.chain, s.fetches.layer); err != nil {
+		return r, nil, err
 	}
-	chain, err := s.chain(ctx, out.chain)
+	chain, err := s.chain(ctx, p.out.chain)
 	if err != nil {
-		return err
+		return r, nil, err
 	}
-	src := s.layers.Source(chain, out.chain)
-	defer src.Close()
+	src := s.layers.Source(chain, p.out.chain)
 	open := func(l tree.Located) (io.ReadCloser, error) {
 		r, err := src.Open(ctx, &l.Entry)
 		if err != nil || l.Entry.Digest == [32]byte{} {
@@ -339,95 +358,7 @@ func (s *session) exportTree(ctx context.Context, out *outcome, o *Output, dest 
 		}
 		return verified(r, digest.NewDigestFromBytes(digest.SHA256, l.Entry.Digest[:]), "content of /"+l.Entry.Path), nil
 	}
-	opts := exporter.RootfsOptions{Epoch: s.viewOf(o).epoch, Warn: func(msg string) { s.warn("%s", msg) }}
-	if o.Type == OutputLocal {
-		res.Written = append(res.Written, dest)
-		return exporter.Local(ctx, dest, chain, open, opts)
-	}
-	return s.writeTo(o, res, func(w io.Writer) error { return exporter.Tar(ctx, w, chain, open, opts) })
-}
-
-// checkDests finds out before anything is done whether the destinations can be what they are to become.
-func (o *Options) checkDests() error {
-	for i := range o.Outputs {
-		if err := o.Outputs[i].checkDest(); err != nil {
-			return err
-		}
-	}
-	for _, f := range []struct{ flag, path string }{{"--iidfile", o.IIDFile}, {"--metadata-file", o.MetadataFile}} {
-		if f.path == "" {
-			continue
-		}
-		if err := checkFile(f.path); err != nil {
-			return &UsageError{Msg: f.flag + ": " + err.Error()}
-		}
-	}
-	return nil
-}
-
-func (o *Output) checkDest() error {
-	if o.Dest == "" || o.Dest == "-" {
-		return nil
-	}
-	if o.Type == OutputLocal || o.Type == OutputOCI && !o.Tar {
-		if fi, err := os.Stat(o.Dest); err == nil && !fi.IsDir() {
-			return &UsageError{Msg: fmt.Sprintf("cannot write to %s: it is not a directory", o.Dest)}
-		}
-		return nil
-	}
-	if err := checkFile(o.Dest); err != nil {
-		return &UsageError{Msg: err.Error(), Hint: "dest= names a file in a directory that exists"}
-	}
-	return nil
-}
-
-// checkFile refuses a path at which no file can be made.
-func checkFile(path string) error {
-	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		return fmt.Errorf("cannot write %s: it is a directory", path)
-	}
-	dir := filepath.Dir(path)
-	fi, err := os.Stat(dir)
-	if err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	if !fi.IsDir() {
-		return fmt.Errorf("cannot write %s: %s is not a directory", path, dir)
-	}
-	return nil
-}
-
-// writeTo writes a file beside its final place and renames it there, so that a failed export leaves what was there before.
-func (s *session) writeTo(o *Output, res *Result, write func(io.Writer) error) error {
-	if o.Dest == "-" {
-		return write(o.Stdout)
-	}
-	if fi, err := os.Stat(o.Dest); err == nil && !fi.Mode().IsRegular() { // a pipe or a device: nothing to replace
-		f, err := os.OpenFile(o.Dest, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		return write(f)
-	}
-	f, err := os.CreateTemp(filepath.Dir(o.Dest), "."+filepath.Base(o.Dest)+".*")
-	if err != nil {
-		return &UsageError{Msg: fmt.Sprintf("cannot write %s: %v", o.Dest, err)}
-	}
-	defer os.Remove(f.Name())
-	if err := write(f); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	res.Written = append(res.Written, o.Dest)
-	return os.Rename(f.Name(), o.Dest)
+	return exporter.Rootfs{Dir: strings.ReplaceAll(p.platform, "/", "_"), Chain: chain, Open: open}, func() { src.Close() }, nil
 }
 
 // pushAll sends the image to every name, one after the other: the second finds the blobs there.

@@ -43,11 +43,13 @@ func TestMistakes(t *testing.T) {
 		"unknown owner":       {"FROM base\nCOPY --chown=nobodyatall f /\n", []string{"Dockerfile:2", "nobodyatall"}, nil},
 		"missing context":     {"FROM base\n", []string{"/no/such/dir", "not found"}, set(func(o *Options) { o.Context = "/no/such/dir" })},
 		"file as context":     {"FROM base\n", []string{"not a directory"}, set(func(o *Options) { o.Context = w.dir + "/f" })},
-		"missing Dockerfile":  {"", []string{"Dockerfile", w.dir}, set(func(o *Options) { o.Dockerfile = "" })},
+		"missing Dockerfile":  {"", []string{"Dockerfile", w.dir, "name it with -f"}, set(func(o *Options) { o.Dockerfile = "" })},
 		"missing -f":          {"", []string{"Other.Dockerfile"}, set(func(o *Options) { o.Dockerfile = "Other.Dockerfile" })},
 		"no output directory": {"FROM base\n", []string{w.tmp + "/no/out.tar", "no such"}, ociTo(w.tmp + "/no/out.tar")},
 		"bad name":            {"FROM base\n", []string{"UPPER"}, tags("UPPER:x")},
 		"unreachable syntax":  {"FROM base AS lost\nCOPPY x y\nFROM base\n", []string{"Dockerfile:2", "COPPY", "COPY"}, nil},
+		"epoch too late":      {"FROM base\n", []string{"SOURCE_DATE_EPOCH", "253402300800", "9999"}, arg("SOURCE_DATE_EPOCH", "253402300800")},
+		"epoch too early":     {"ARG SOURCE_DATE_EPOCH=-99999999999\nFROM base\n", []string{"SOURCE_DATE_EPOCH", "9999"}, nil},
 		"iidfile":             {"FROM base\n", []string{"--iidfile", w.tmp + "/no/iid"}, set(func(o *Options) { o.IIDFile = w.tmp + "/no/iid" })},
 		"no named context":    {"FROM other\n", []string{"--build-context", "nowhere"}, set(func(o *Options) { o.NamedContexts = []KeyValue{{"other", "./nowhere"}} })},
 	} {
@@ -85,6 +87,9 @@ func TestFailingSteps(t *testing.T) {
 		"signal":    {"RUN sh -c 'kill -9 $$'; exit $?", 137, []string{"exit code: 137"}},
 		"child":     {"RUN sleep 1000 & exit 3", 3, []string{"exit code: 3"}},
 		"user":      {"USER nobodyatall\nRUN true", 126, []string{"nobodyatall"}},
+		"mount":     {"RUN --mount=type=cache,target=/bin/sh true", 126, []string{"mount /bin/sh: not a directory"}},
+		"kernel's":  {"RUN --mount=type=tmpfs,target=/proc/x true", 126, []string{"mount /proc/x", "/proc and /sys"}},
+		"workdir":   {"WORKDIR /w\nRUN cd / && rmdir /w && touch /w\nRUN true", 126, []string{"working directory /w: not a directory"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub := *w
@@ -111,6 +116,14 @@ func TestFailingSteps(t *testing.T) {
 				t.Errorf("left: %v", m)
 			}
 		})
+	}
+}
+
+// A first process that was killed from outside, as by the kernel for want of memory, is told by number and name.
+func TestKilledStepIsTold(t *testing.T) {
+	e := &StepError{Args: []string{"make"}, Code: 137, Signal: syscall.SIGKILL.String()}
+	if text := e.Error(); !strings.HasSuffix(text, "killed by signal 9 (killed)") {
+		t.Errorf("%q", text)
 	}
 }
 
@@ -184,9 +197,56 @@ func TestOutputNotWritable(t *testing.T) {
 		locked := w.tmp + "/locked"
 		must(t, os.Mkdir(locked, 0o555))
 		w.fails(ExitUsage, []string{locked, "permission denied"}, df, ociTo(locked+"/out.tar"))
+		w.fails(ExitUsage, []string{locked, "permission denied"}, df, output(Output{Type: OutputLocal, Dest: locked}))
+		w.fails(ExitUsage, []string{locked, "permission denied"}, df, output(Output{Type: OutputOCI, Dest: locked + "/new/dir"}))
+		w.fails(ExitUsage, []string{"--iidfile", locked, "permission denied"}, df, func(o *Options) { o.IIDFile = locked + "/iid" })
+		must(t, os.Mkdir(w.dir+"/unreadable", 0))
+		w.fails(ExitEnvironment, []string{"unreadable", "permission denied"}, func(o *Options) { o.Context = w.dir + "/unreadable" })
 	}
+	if os.Geteuid() == 0 { // who may write everywhere, but not there
+		w.fails(ExitEnvironment, []string{"/proc/bin"}, df, output(Output{Type: OutputLocal, Dest: "/proc"}))
+	}
+	full := func(o *Options) { o.IIDFile = "/dev/full" }
+	w.fails(ExitEnvironment, []string{"--iidfile", "no space left"}, df, full)
+	same := w.tmp + "/same.tar"
+	twice := output(Output{Type: OutputTar, Dest: w.tmp + "/./same.tar"})
+	w.fails(ExitUsage, []string{"same.tar", "two things"}, df, twice, ociTo(same))
+	w.fails(ExitUsage, []string{"same.tar", "two things"}, df, twice, func(o *Options) { o.MetadataFile = same })
+	w.ok(df, output(Output{Type: OutputTar, Dest: os.DevNull}), ociTo(os.DevNull))
 	w.ok(df, ociTo(w.tmp+"/out.tar"))
 	readArchive(t, w.tmp+"/out.tar")
+}
+
+// A destination that is a link stays one, and a new file has the mode that the umask leaves.
+func TestOutputThroughALink(t *testing.T) {
+	w := newWorld(t)
+	df := from("FROM base\n")
+	must(t, os.Symlink("real.tar", w.tmp+"/link.tar"))
+	must(t, os.WriteFile(w.tmp+"/real.tar", nil, 0o644))
+	old := syscall.Umask(0o077)
+	_, _, err := w.build(df, ociTo(w.tmp+"/link.tar"))
+	syscall.Umask(old)
+	must(t, err)
+	readArchive(t, w.tmp+"/link.tar")
+	fi, err := os.Lstat(w.tmp + "/real.tar")
+	must(t, err)
+	if fi.Mode() != 0o600 || fi.Size() == 0 {
+		t.Errorf("the file has mode %v and %d bytes", fi.Mode(), fi.Size())
+	}
+	if _, err := os.Readlink(w.tmp + "/link.tar"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A script that looks for the ID after a failure does not find that of an earlier build.
+func TestOldIDIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	id := w.tmp + "/iid"
+	must(t, os.WriteFile(id, []byte("sha256:old"), 0o644))
+	w.fails(ExitUsage, []string{"nothere"}, from("FROM base\nCOPY nothere /\n"), func(o *Options) { o.IIDFile = id })
+	if b, err := os.ReadFile(id); err == nil {
+		t.Errorf("it is still %q", b)
+	}
 }
 
 func TestUnreadableFile(t *testing.T) {
@@ -310,5 +370,16 @@ func (w *world) fullDisk(what string, words []string, rec *recorder, err error) 
 		if !strings.Contains(l, w.root+" ") { // the mount is the test's
 			w.t.Errorf("%s: left %s", what, l)
 		}
+	}
+}
+
+// A name that is no stage's is an image's. When that cannot be had and a stage is called nearly so, the message says which.
+func TestMisspeltStage(t *testing.T) {
+	w := newWorld(t)
+	for _, use := range []string{"COPY --from=biuld /f /", "RUN --mount=from=biuld,target=/m true", "FROM biuld"} {
+		w.fails(5, []string{"Dockerfile:4:", "did you mean the stage build?"}, from("FROM base AS build\nFROM base AS x\nFROM base\n"+use+"\n"))
+	}
+	if msg := w.fails(5, nil, from("FROM base AS a\nFROM base\nCOPY --from=b /f /\n")); strings.Contains(msg, "did you mean") {
+		t.Errorf("short names are near to all others: %s", msg)
 	}
 }

@@ -133,7 +133,7 @@ func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) er
 		return nil
 	}
 	if len(errs) == 0 {
-		return fmt.Errorf("layer %s is not in the store and nothing says where to get it: build again with --pull", diffID)
+		return fmt.Errorf("layer %s: %w, and nothing says where to get it: build again with --pull", diffID, snapshot.ErrNotHere)
 	}
 	return errors.Join(errs...)
 }

@@ -356,3 +356,28 @@ RUN stat -c 'size %s' /huge && tail -c 3 /huge | xxd -p
 	}
 	t.Error("no blob is large enough")
 }
+
+// Level 0 is gzip that only stores, and zstd's fastest; where nothing is compressed, levels mean nothing.
+func TestCompressionLevels(t *testing.T) {
+	w := newWorld(t)
+	w.write("f", strings.Repeat("compressible ", 10000))
+	size := func(kind string, level int) int64 {
+		t.Helper()
+		dest := w.tmp + "/out.tar"
+		w.ok(from("FROM scratch\nCOPY f /\n"), output(Output{
+			Type: OutputOCI, Dest: dest, Tar: true, OCIMediaTypes: true, Compression: kind, CompressionLevel: &level, ForceCompression: true,
+		}))
+		fi, err := os.Stat(dest)
+		must(t, err)
+		return fi.Size()
+	}
+	if stored, small := size("gzip", 0), size("gzip", 1); stored < 130000 || small > 65000 {
+		t.Errorf("gzip: %d bytes at level 0, %d at level 1", stored, small)
+	}
+	if a, b := size("zstd", 0), size("zstd", 1); a != b {
+		t.Errorf("zstd: %d bytes at level 0, %d at level 1", a, b)
+	}
+	if n := size("uncompressed", 5); n < 130000 {
+		t.Errorf("uncompressed: %d bytes", n)
+	}
+}

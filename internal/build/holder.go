@@ -14,6 +14,7 @@ import (
 
 	"build/executor"
 	"build/internal/store"
+	"build/internal/tree"
 	"build/internal/userns"
 	"build/snapshot"
 )
@@ -66,8 +67,17 @@ func fromHolder(err error) error {
 		if own := executor.FromRemote(r.Kind, r.Data); own != nil {
 			return own
 		}
+		switch r.Kind {
+		case snapshot.KindNotHere:
+			return &crossed{r, snapshot.ErrNotHere}
+		case tree.KindCorrupt:
+			return &crossed{r, tree.ErrCorrupt}
+		}
 		if own := new(snapshot.DigestError); r.Kind == snapshot.KindDigest && json.Unmarshal(r.Data, own) == nil {
 			return fmt.Errorf("unpack a layer: %w", own)
+		}
+		if r.Kind == snapshot.KindLayer {
+			return &snapshot.LayerError{Err: r} // with the layer it is about
 		}
 	}
 	var exit *exec.ExitError // of the holder itself
@@ -76,6 +86,14 @@ func fromHolder(err error) error {
 	}
 	return err
 }
+
+// crossed is an error of the holder that wraps a known one.
+type crossed struct {
+	*userns.RemoteError
+	known error
+}
+
+func (e *crossed) Unwrap() error { return e.known }
 
 // Reentry runs this process as a holder when it was started as one, and reports whether it was. It is the first thing main
 // calls. The other helper, a step's first process, starts before main: importing executor is enough.

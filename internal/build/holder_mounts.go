@@ -178,19 +178,16 @@ func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (stri
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return "", err
 	}
-	top := fresh
+	if err := unix.Fchownat(unix.AT_FDCWD, fresh, int(c.UID), int(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return "", fmt.Errorf("owner %d:%d: %w", c.UID, c.GID, err)
+	}
+	if err := os.Chmod(fresh, os.FileMode(c.Mode&0o777)|sticky(c.Mode)); err != nil {
+		return "", err
+	}
 	if c.Seed != "" {
 		if err := n.seed(ctx, c, fresh); err != nil {
 			return "", err
 		}
-		top = filepath.Join(fresh, filepath.Clean("/"+c.Sub))
-	}
-	// A seed made of layers has no symlink on the way: Apply made every component a directory of its own.
-	if err := unix.Fchownat(unix.AT_FDCWD, top, int(c.UID), int(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return "", fmt.Errorf("owner %d:%d: %w", c.UID, c.GID, err)
-	}
-	if err := os.Chmod(top, os.FileMode(c.Mode&0o777)|sticky(c.Mode)); err != nil {
-		return "", err
 	}
 	return dir, os.Rename(fresh, dir)
 }

@@ -2,18 +2,22 @@ package build
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"build/internal/testenv"
+	"build/internal/userns"
+	"build/snapshot"
 )
 
 // lyingLayout is busybox with a configuration that gives its layer another diffID.
@@ -52,6 +56,89 @@ func (w *world) lyingLayout(t testing.TB) string {
 	must(t, err)
 	must(t, os.WriteFile(dir+"/index.json", b, 0o644))
 	return dir
+}
+
+// layoutOf is an image of one layer, whose blob holds these bytes, and whose diffID is the digest they have unpacked.
+func (w *world) layoutOf(t testing.TB, layer []byte, diffID digest.Digest) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(w.tmp, "layout")
+	must(t, err)
+	must(t, os.MkdirAll(dir+"/blobs/sha256", 0o755))
+	save := func(mediaType string, b []byte) ocispec.Descriptor {
+		d := digest.FromBytes(b)
+		must(t, os.WriteFile(dir+"/blobs/sha256/"+d.Encoded(), b, 0o644))
+		return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))}
+	}
+	doc := func(mediaType string, v any) ocispec.Descriptor {
+		b, err := json.Marshal(v)
+		must(t, err)
+		return save(mediaType, b)
+	}
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{save(ocispec.MediaTypeImageLayerGzip, layer)}}
+	m.SchemaVersion = 2
+	m.Config = doc(ocispec.MediaTypeImageConfig, ocispec.Image{
+		Platform: hostPlatform(), RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
+	})
+	index := ocispec.Index{Manifests: []ocispec.Descriptor{doc(m.MediaType, m)}}
+	index.SchemaVersion = 2
+	b, err := json.Marshal(index)
+	must(t, err)
+	must(t, os.WriteFile(dir+"/index.json", b, 0o644))
+	must(t, os.WriteFile(dir+"/oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644))
+	return dir
+}
+
+// A layer with the right digest that is no layer is the image's fault, wherever it is found out.
+func TestLayersThatAreNone(t *testing.T) {
+	plain := func(hs ...tar.Header) []byte {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		for _, h := range hs {
+			must(t, tw.WriteHeader(&h))
+		}
+		must(t, tw.Close())
+		return b.Bytes()
+	}
+	packed := func(b []byte) []byte {
+		var out bytes.Buffer
+		z := gzip.NewWriter(&out)
+		_, err := z.Write(b)
+		must(t, err)
+		must(t, z.Close())
+		return out.Bytes()
+	}
+	good := plain(tar.Header{Name: "f", Mode: 0o644})
+	for name, c := range map[string]struct {
+		tar, blob []byte
+		word      string
+	}{
+		"escapes":   {tar: plain(tar.Header{Name: "../../f", Mode: 0o644}), word: "leads out"},
+		"hard link": {tar: plain(tar.Header{Typeflag: tar.TypeLink, Name: "l", Linkname: "nothere"}), word: "nothere"},
+		"below a file": {
+			tar:  plain(tar.Header{Name: "f", Mode: 0o644}, tar.Header{Name: "f/g", Mode: 0o644}),
+			word: "f/g",
+		},
+		"no tar":         {tar: bytes.Repeat([]byte("no tar "), 300), word: "header"},
+		"truncated gzip": {tar: good, blob: packed(good)[:40], word: "EOF"},
+		"followed":       {tar: good, blob: append(packed(good), "rubbish"...), word: "EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if c.blob == nil {
+				c.blob = packed(c.tar)
+			}
+			w.write("f", "f")
+			bad := func(o *Options) {
+				o.NamedContexts = []KeyValue{{"bad", "oci-layout://" + w.layoutOf(t, c.blob, digest.FromBytes(c.tar))}}
+			}
+			layer := digest.FromBytes(c.tar).String()
+			w.fails(ExitNetwork, []string{"Dockerfile:", layer, c.word}, from("FROM bad\nCOPY f /x\n"), bad)
+		})
+	}
+	err := fromHolder(fmt.Errorf("step: %w", &userns.RemoteError{Kind: snapshot.KindLayer, Msg: "unpack layer sha256:1: no tar"}))
+	if ExitCode(err) != ExitNetwork || !strings.Contains(err.Error(), "sha256:1") {
+		t.Errorf("unpacked by the holder: exit code %d: %v", ExitCode(err), err)
+	}
 }
 
 // archive is an OCI archive with every digest in it verified.

@@ -3,7 +3,9 @@ package build
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -20,13 +22,25 @@ func (s *session) writeFiles(res *Result) error {
 			id = res.Digest
 		}
 		if err := os.WriteFile(f, []byte(id), 0o644); err != nil {
-			return &UsageError{Msg: fmt.Sprintf("--iidfile: %v", err)}
+			return &EnvironmentError{Err: fmt.Errorf("--iidfile: %w", err)}
 		}
 	}
 	if s.opts.MetadataFile == "" {
 		return nil
 	}
 	return WriteMetadata(s.opts.MetadataFile, res, nil)
+}
+
+// removeOldID removes the ID of an earlier build, as docker does: a script that looks for the file after a failure must
+// not find that one.
+func (o *Options) removeOldID() error {
+	if fi, err := os.Lstat(o.IIDFile); err != nil || !fi.Mode().IsRegular() { // nothing there, or a device or pipe
+		return nil
+	}
+	if err := os.Remove(o.IIDFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &EnvironmentError{Err: fmt.Errorf("--iidfile: %w", err)}
+	}
+	return nil
 }
 
 // jsonWarning has the shape of a warning in buildx.build.warnings; texts are base64, as bytes are in JSON.
@@ -113,7 +127,7 @@ func writeJSON(file string, m map[string]any) error {
 		return err
 	}
 	if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
-		return &UsageError{Msg: fmt.Sprintf("--metadata-file: %v", err)}
+		return &EnvironmentError{Err: fmt.Errorf("--metadata-file: %w", err)}
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func TestMetadata(t *testing.T) {
 	w.write("f", "x")
 	file := w.tmp + "/meta.json"
 	meta := func(o *Options) { o.MetadataFile = file }
-	res, _ := w.ok(meta, from("FROM scratch\nCOPY f$nope /\n"), tags("example.com/a:1"), output(Output{Type: OutputImage, OCIMediaTypes: true, Names: []string{"b"}}))
+	res, _ := w.ok(meta, from("FROM scratch\nCOPY f$nope /\n"), tags("example.com/a:1", "b", "example.com/a:1"), output(Output{Type: OutputImage, OCIMediaTypes: true, Names: []string{"b"}}))
 	m := readJSON(t, file)
 	descriptor := m["containerimage.descriptor"].(map[string]any)
 	if m["containerimage.digest"] != res.Digest || descriptor["digest"] != res.Digest || m["containerimage.config.digest"] != res.ConfigDigest ||

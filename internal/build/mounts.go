@@ -45,7 +45,7 @@ type cacheMount struct {
 	Sub      string
 	Sharing  string
 	ReadOnly bool
-	Mode     uint32
+	Mode     uint32 // of the directory as it is first made; so are the owners. What Seed has at Sub keeps its own
 	UID, GID uint32
 	Seed     digest.Digest // layer with what it is first filled with; "" nothing
 	Fresh    bool          // what it held before this build is not wanted
@@ -60,6 +60,9 @@ func (e *evaluator) mountFields(ctx context.Context, h *cache.Hash, step *dag.St
 			if err := e.privateFields(h, name, m); err != nil {
 				return err
 			}
+		}
+		if ownsCache(m) {
+			accessField(h, name, m)
 		}
 		if !e.mountsContext(step, m) {
 			continue
@@ -76,14 +79,8 @@ func (e *evaluator) mountFields(ctx context.Context, h *cache.Hash, step *dag.St
 // privateFields adds what a Dockerfile says about a secret or an agent: which it is and who may use it, but not what it is
 // (S92, S95), unless the caller asked for that.
 func (e *evaluator) privateFields(h *cache.Hash, name string, m dag.Mount) error {
-	number := func(v *uint32) string {
-		if v == nil {
-			return "-"
-		}
-		return strconv.FormatUint(uint64(*v), 8)
-	}
 	h.Field(name+":id", m.ID)
-	h.Field(name+":access", fmt.Sprintf("mode=%s uid=%s gid=%s required=%v", number(m.Mode), number(m.UID), number(m.GID), m.Required))
+	accessField(h, name, m)
 	secret := e.secretOf(m)
 	if secret == nil || !secret.CacheKey {
 		return nil
@@ -97,6 +94,23 @@ func (e *evaluator) privateFields(h *cache.Hash, name string, m dag.Mount) error
 	mac.Write(secret.Data)
 	h.Field(name+":value", hex.EncodeToString(mac.Sum(nil)))
 	return nil
+}
+
+// accessField adds who may use what is mounted.
+func accessField(h *cache.Hash, name string, m dag.Mount) {
+	number := func(v *uint32) string {
+		if v == nil {
+			return "-"
+		}
+		return strconv.FormatUint(uint64(*v), 8)
+	}
+	h.Field(name+":access", fmt.Sprintf("mode=%s uid=%s gid=%s required=%v", number(m.Mode), number(m.UID), number(m.GID), m.Required))
+}
+
+// ownsCache reports whether a cache mount begins as an empty directory with an owner or mode of its own. As in BuildKit these
+// have no effect together with source=, and together with from= alone nothing of that is seen.
+func ownsCache(m dag.Mount) bool {
+	return m.Type == dag.MountCache && m.Source == "/" && (m.Mode != nil || m.UID != nil || m.GID != nil)
 }
 
 // secretOf returns what was given for a secret mount, nil if nothing was.
@@ -142,7 +156,8 @@ func (e *evaluator) mountsContext(step *dag.Step, m dag.Mount) bool {
 	return ok
 }
 
-// mountSelection is what mount i shows: the path it names, as a COPY of it would take it.
+// mountSelection is what mount i shows: the path it names, as a COPY of it would take it, and a directory with its own owner and
+// mode, which a step sees.
 func (e *evaluator) mountSelection(ctx context.Context, step *dag.Step, i int, m dag.Mount, from *outcome) (*selection, error) {
 	return once(e, e.mountSels, mountID{step.ID, i}, func() (*selection, error) {
 		var src snapshot.Source
@@ -155,13 +170,16 @@ func (e *evaluator) mountSelection(ctx context.Context, step *dag.Step, i int, m
 		if err != nil {
 			return nil, err
 		}
-		dest := "/" + tree.Clean(m.Source)
-		if entry, ok, err := src.Lstat(tree.Clean(m.Source)); err != nil {
-			return nil, err
-		} else if ok && entry.Type == tree.Dir && dest != "/" {
-			dest += "/"
+		s := &selection{at: tree.Clean(m.Source)}
+		s.spec = &snapshot.CopySpec{Sources: []snapshot.CopySource{{Path: m.Source}}, Dest: "/" + s.at, Now: e.began}
+		// What cannot be resolved is not there, which Select says better.
+		if real, err := tree.Resolve(s.at, true, src.Lstat); err == nil && real != "" {
+			if entry, ok, err := src.Lstat(real); err != nil {
+				return nil, err
+			} else if ok && entry.Type == tree.Dir {
+				s.at, s.spec.Sources[0].Path, s.spec.Dest, s.spec.Parents = real, "/"+real, "/", true
+			}
 		}
-		s := &selection{spec: &snapshot.CopySpec{Sources: []snapshot.CopySource{{Path: m.Source}}, Dest: dest, Now: e.began}}
 		if s.files, err = snapshot.Select(ctx, src, s.spec); err != nil {
 			return nil, err
 		}
@@ -198,7 +216,7 @@ func (e *evaluator) mounts(ctx context.Context, step *dag.Step, op dag.Run, in [
 		var err error
 		switch m.Type {
 		case dag.MountTmpfs:
-			req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: m.Target, Source: executor.Tmpfs{Size: m.Size}})
+			req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: m.Target, Source: executor.Tmpfs{Size: m.Size, ReadOnly: m.ReadOnly}})
 		case dag.MountSecret:
 			err = e.secretMount(m, req)
 		case dag.MountBind:
@@ -235,27 +253,28 @@ func (e *evaluator) bindMount(ctx context.Context, step *dag.Step, i int, m dag.
 		if err != nil {
 			return err
 		}
-		t.Chain = []digest.Digest{d}
+		t.Chain, t.Sub = []digest.Digest{d}, "/"+sel.at
 	}
 	req.Trees = append(req.Trees, t)
 	return nil
 }
 
 func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag.Mount, in []*outcome, req *runRequest) error {
-	c := cacheMount{Target: m.Target, Sharing: m.Sharing, ReadOnly: m.ReadOnly, Mode: 0o755}
-	if m.Mode != nil {
-		c.Mode = *m.Mode
-	}
-	if m.UID != nil {
-		c.UID = *m.UID
-	}
-	if m.GID != nil {
-		c.GID = *m.GID
-	}
+	c := cacheMount{Target: m.Target, Sub: m.Source, Sharing: m.Sharing, ReadOnly: m.ReadOnly, Mode: 0o755}
 	h := cache.NewHash("cache mount")
 	h.Field("namespace", m.Namespace)
 	h.Field("id", m.ID)
-	if m.Mode != nil || m.UID != nil || m.GID != nil {
+	owns := ownsCache(m)
+	if owns {
+		if m.Mode != nil {
+			c.Mode = *m.Mode
+		}
+		if m.UID != nil {
+			c.UID = *m.UID
+		}
+		if m.GID != nil {
+			c.GID = *m.GID
+		}
 		// As in BuildKit, a cache that names its owner or mode is not the one of the same id that does not.
 		h.Field("owner", fmt.Sprintf("%d:%d %o", c.UID, c.GID, c.Mode))
 		// And --no-cache makes it again, although it clears no other cache (S98).
@@ -266,11 +285,14 @@ func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag
 		if err != nil {
 			return err
 		}
-		if c.Seed, err = e.layerOf(ctx, sel); err != nil {
-			return err
-		}
-		c.Sub = m.Source
 		h.Field("seed", hex.EncodeToString(sel.sum[:]))
+		h.Field("seed:at", sel.at) // the same files at another path are looked for there
+		if !owns {
+			if c.Seed, err = e.layerOf(ctx, sel); err != nil {
+				return err
+			}
+			c.Sub = sel.at
+		}
 	}
 	c.Key = h.Sum().String()
 	req.Caches = append(req.Caches, c)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -91,6 +92,38 @@ func TestSecretInKeyIsTheStoresOwn(t *testing.T) {
 	}
 }
 
+// What a step sees of its mounts, as in BuildKit: a directory has its own owner and mode, that of a cache with source= too; an
+// owner or mode given to a cache together with from= makes it begin empty; ro and the mode of a secret are kept to.
+func TestMountsSeen(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	w.write("d/y", "y")
+	must(t, os.Chmod(filepath.Join(w.dir, "d"), 0o700))
+	for _, c := range []struct{ mount, command, want string }{
+		{"type=cache,target=/c,from=a,source=/dd", "stat -c %a:%u:%g /c; ls /c", "751:11:12 q"},
+		{"type=cache,target=/c,from=a,source=/link,id=l", "stat -c %a:%u:%g /c; ls /c", "751:11:12 q"},
+		{"type=cache,target=/c,from=a,source=/dd,id=own,mode=0711,uid=3", "stat -c %a:%u:%g /c", "751:11:12"},
+		{"type=cache,target=/c,from=a,source=/dd/q,id=file", "stat -c %a:%u:%g /c", "640:11:12"},
+		{"type=cache,target=/c,from=a,id=empty,mode=0750,gid=4", "stat -c %a:%u:%g /c; ls /c", "750:0:4"},
+		{"type=cache,target=/c,id=sub", "mkdir -p /c/sub && touch /c/sub/x && echo made", "made"},
+		{"type=cache,target=/c,id=sub,source=sub", "ls /c", "x"},
+		{"type=bind,target=/c,source=d", "stat -c %a:%u:%g /c; ls /c", "700:0:0 y"},
+		{"type=bind,target=/c,from=a,source=/dd", "stat -c %a:%u:%g /c", "751:11:12"},
+		{"type=tmpfs,target=/c,ro", "touch /c/x 2>/dev/null || echo refused", "refused"},
+		{"type=secret,id=s,target=/c,mode=0", "stat -c %a /c", "0"},
+	} {
+		_, rec := w.ok(secret("s", "v"), from(`
+			FROM base AS a
+			RUN mkdir -m 751 /dd && touch /dd/q && chmod 640 /dd/q && chown -R 11:12 /dd && ln -s dd /link
+			FROM base
+			RUN --mount=`+c.mount+` `+c.command+"\n"))
+		if got := strings.Join(strings.Fields(rec.log("--mount")), " "); got != c.want {
+			t.Errorf("%s: %q, want %q", c.mount, got, c.want)
+		}
+	}
+	w.fails(3, []string{"Dockerfile:2:1", "nothing to mount at source /other"}, from("FROM base\nRUN --mount=type=cache,target=/c,id=sub,source=other ls /c\n"))
+}
+
 // A mount inside a cache mount is a directory of the cache, which steps running at the same time all want to make and none may
 // take away.
 func TestMountsInsideSharedCache(t *testing.T) {
@@ -108,4 +141,22 @@ func TestMountsInsideSharedCache(t *testing.T) {
 	// Beside the inner cache its place in the outer one is empty.
 	df += "RUN --mount=type=cache,target=/c --mount=type=cache,id=in,target=/i [ $(ls /c/in | wc -l) = 0 ] && [ $(ls /i | wc -l) = 4 ]\n"
 	w.ok(from(df))
+}
+
+// One id seeded with the same files from two paths is two caches: each is looked into at its own path.
+func TestCacheSeededFromTwoPaths(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	_, rec := w.ok(from(`
+		FROM base AS s
+		RUN mkdir /a /b && echo seed > /a/f && cp -p /a/f /b/f
+		FROM base
+		RUN --mount=type=cache,id=z,from=s,source=/a/f,target=/x cat /x
+		RUN --mount=type=cache,id=z,from=s,source=/b/f,target=/x cat /x
+	`))
+	for _, from := range []string{"source=/a/f", "source=/b/f"} {
+		if got := rec.log(from); got != "seed\n" {
+			t.Errorf("%s: %q", from, got)
+		}
+	}
 }

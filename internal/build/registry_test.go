@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/platforms"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
 	"build/internal/store"
@@ -95,6 +96,75 @@ func (s *server) seed(t testing.TB) (ref string) {
 	w.ok(from("FROM base\nCOPY seed /seed\n"), tags(ref), online, func(o *Options) { o.Push = true })
 	s.requests()
 	return ref
+}
+
+// --push beside an output that is no image pushes the image, and it is in the store as well.
+func TestPushBesideFiles(t *testing.T) {
+	s := newServer(t)
+	w := newWorld(t)
+	ref := s.host + "/beside:1"
+	res, _ := w.ok(from("FROM base\n"), tags(ref), online, output(Output{Type: OutputLocal, Dest: w.tmp + "/out"}), func(o *Options) { o.Push = true })
+	if res.Digest == "" || !slices.ContainsFunc(s.requests(), func(r string) bool { return strings.Contains(r, "PUT") && strings.Contains(r, "/manifests/1") }) {
+		t.Errorf("nothing was pushed: %q", res.Digest)
+	}
+	if images, err := Images(t.Context(), StoreOptions{Root: w.root}); err != nil || len(images) != 1 {
+		t.Errorf("the store has %v, %v", images, err)
+	}
+}
+
+// An image that is here is not the reason when --pull must not ask.
+func TestPullOffline(t *testing.T) {
+	s := newServer(t)
+	ref := s.seed(t)
+	w := newWorld(t)
+	df := from("FROM " + ref + "\n")
+	w.ok(df, online)
+	w.fails(ExitNetwork, []string{"--pull asks", "--offline"}, df, func(o *Options) { o.Pull = PullAlways })
+}
+
+// A digest stands for an image in tag and rmi, and for all its names when they are removed.
+func TestImagesByDigest(t *testing.T) {
+	w := newWorld(t)
+	at := StoreOptions{Root: w.root}
+	res, _ := w.ok(from("FROM base\n"), tags("app:1", "app:2"))
+	w.ok(from("FROM base\nLABEL a=b\n"), tags("other"))
+	digits := strings.TrimPrefix(res.Digest, "sha256:")
+	must(t, Tag(t.Context(), at, digits[:12], "new"))
+	must(t, Tag(t.Context(), at, res.Digest, "new2"))
+	if err := Tag(t.Context(), at, digits[:11], "new3"); err == nil {
+		t.Error("too few digits stand for an image")
+	}
+	removed, err := Remove(t.Context(), at, []string{res.Digest})
+	if want := []string{"app:1", "app:2", "new2:latest", "new:latest"}; err != nil || !slices.Equal(slices.Sorted(slices.Values(removed)), want) {
+		t.Errorf("removed %q, %v; want %q", removed, err, want)
+	}
+	if images, err := Images(t.Context(), at); err != nil || len(images) != 1 {
+		t.Errorf("left: %v, %v", images, err)
+	}
+}
+
+// A name that is known for several platforms is removed with all of them.
+func TestRemoveEveryPlatform(t *testing.T) {
+	s := newServer(t)
+	w := newWorld(t)
+	w.write("f", "f")
+	ref := s.host + "/several:1"
+	both := platformsOfBuild(platforms.MustParse("linux/amd64"), platforms.MustParse("linux/arm64"))
+	w.ok(from("FROM scratch\nCOPY f /\n"), tags(ref), online, both, func(o *Options) { o.Push = true })
+	other := newWorld(t)
+	at := StoreOptions{Root: other.root}
+	other.write("g", "g")
+	other.ok(from("FROM "+ref+"\nCOPY g /\n"), online, both)
+	if images, err := Images(t.Context(), at); err != nil || len(images) != 2 {
+		t.Fatalf("pulled: %v, %v", images, err)
+	}
+	removed, err := Remove(t.Context(), at, []string{ref})
+	if err != nil || !slices.Equal(removed, []string{ref}) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if images, err := Images(t.Context(), at); err != nil || len(images) != 0 {
+		t.Errorf("left: %v, %v", images, err)
+	}
 }
 
 // What is cached needs neither the registry nor the base's bytes.

@@ -28,7 +28,7 @@ func (s *session) resolveAll(ctx context.Context, needs []dag.Need, have map[dag
 		g.Go(func() error {
 			r, err := s.resolve(gctx, n)
 			if err != nil {
-				return &SourceError{Pos: n.Pos, Err: err, source: s.dockerfile}
+				return &SourceError{Pos: n.Pos, Err: mayMean(n.Like, err), source: s.dockerfile}
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -37,6 +37,21 @@ func (s *session) resolveAll(ctx context.Context, needs []dag.Need, have map[dag
 		})
 	}
 	return g.Wait()
+}
+
+// mayMean adds the stage that may have been meant to what a registry said about an image: it is asked for every name that is
+// no stage's, and what it answers says nothing about a misspelt one.
+func mayMean(stage string, err error) error {
+	var re *registry.Error
+	if stage == "" || !errors.As(err, &re) {
+		return err
+	}
+	said := *re
+	said.Hint = "did you mean the stage " + stage + "?"
+	if re.Hint != "" {
+		said.Hint += " Otherwise: " + re.Hint
+	}
+	return &said
 }
 
 func (s *session) resolve(ctx context.Context, n dag.Need) (dag.Resolved, error) {
@@ -96,6 +111,13 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 			s.sayLocal(id, ref, local)
 			out, err = s.offerLocal(local)
 			return err
+		}
+		if local != nil && s.opts.Store.Offline {
+			return &registry.Error{
+				Class: registry.Offline, Ref: ref,
+				Err:  fmt.Errorf("--pull asks the registry, and --offline forbids it"),
+				Hint: "leave out --pull to use the image in the local store",
+			}
 		}
 		if s.opts.Pull == PullNever || s.opts.Store.Offline {
 			return &registry.Error{

@@ -239,6 +239,8 @@ func TestSemanticsKeysOfRun(t *testing.T) {
 			changed{"cache id", []mod{run("--mount=type=cache,target=/c,id=other")}, nil},
 			changed{"sharing", []mod{run("--mount=type=cache,target=/c,sharing=locked")}, nil},
 			changed{"private", []mod{run("--mount=type=cache,target=/c,sharing=private,id=x")}, nil},
+			changed{"its mode, which is of what it begins with", []mod{run("--mount=type=cache,target=/c,mode=0700")}, ran("--mount=type=cache,target=/c,mode=0700")},
+			changed{"its owner", []mod{run("--mount=type=cache,target=/c,uid=1")}, ran("--mount=type=cache,target=/c,uid=1")},
 		)
 		w.reruns([]mod{run("--mount=type=secret,id=s"), secret("s", "one")},
 			changed{"a secret's content", []mod{run("--mount=type=secret,id=s"), secret("s", "two")}, nil},

@@ -50,6 +50,7 @@ type session struct {
 	contextEpoch *time.Time // of a context that was fetched
 	wantBlobs    bool       // some output is an image
 	view         view       // how the layers will be wanted
+	streamed     bool       // something was written to standard output or a pipe
 
 	cancel context.CancelCauseFunc
 

@@ -67,6 +67,7 @@ type selection struct {
 	spec  *snapshot.CopySpec
 	files *snapshot.Selection
 	sum   [32]byte
+	at    string // of a mount: where the layer that is made of the selection has what is mounted
 }
 
 func (e *evaluator) selection(ctx context.Context, step *dag.Step, op dag.Copy, open func() (snapshot.Source, error)) (*selection, error) {

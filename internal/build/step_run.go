@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -104,7 +105,7 @@ func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) e
 func (e *evaluator) runSpec(op dag.Run) executor.Spec {
 	spec := executor.Spec{
 		Root: executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
-		Resolv: resolvConf(op.Network), Hosts: e.hostsFile(hostname(op)),
+		Resolv: resolvConf(), Hosts: e.hostsFile(hostname(op)),
 		ShmSize: e.opts.ShmSize, Rlimits: e.opts.Rlimits,
 	}
 	if op.Security == "insecure" {
@@ -119,17 +120,18 @@ func (e *evaluator) runSpec(op dag.Run) executor.Spec {
 	return spec
 }
 
-// runEnv adds the proxy variables: the command sees them, keys and history do not.
+// runEnv adds the proxy variables: the command sees them, keys and history do not. One that was given as a build argument counts
+// more than an ENV of its name, as in BuildKit; one that merely is in the environment of the build does not.
 func (e *evaluator) runEnv(op dag.Run) []string {
 	env := append([]string(nil), op.Env...)
-	has := map[string]bool{}
-	for _, kv := range env {
-		k, _, _ := strings.Cut(kv, "=")
-		has[k] = true
-	}
 	for _, kv := range op.ProxyEnv {
-		if k, _, _ := strings.Cut(kv, "="); !has[k] {
+		name, _, _ := strings.Cut(kv, "=")
+		at := slices.IndexFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") })
+		switch {
+		case at < 0:
 			env = append(env, kv)
+		case slices.ContainsFunc(e.opts.BuildArgs, func(a KeyValue) bool { return strings.EqualFold(a.Key, name) }):
+			env[at] = kv
 		}
 	}
 	return env
@@ -143,11 +145,9 @@ func hostname(op dag.Run) string {
 	return executor.DefaultHostname
 }
 
-// resolvConf is the caller's own resolver configuration: steps share the caller's network.
-func resolvConf(network string) []byte {
-	if network == "none" {
-		return nil
-	}
+// resolvConf is the caller's own resolver configuration: steps share the caller's network. A step without a network has the file,
+// too: what it writes there is no part of the result, as with any other step.
+func resolvConf() []byte {
 	b, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
 		return nil

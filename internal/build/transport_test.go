@@ -143,6 +143,22 @@ func TestProxies(t *testing.T) {
 	}
 }
 
+// A proxy given as build argument counts more than an ENV of its name, one that is merely in the environment does not.
+func TestProxyAndENV(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	df := from("FROM base\nENV HTTP_PROXY=mine\nRUN echo sees $HTTP_PROXY and $http_proxy\n")
+	for want, given := range map[string]mod{
+		"sees mine and http://there:1":           func(o *Options) { o.ProxyArgs = []KeyValue{{"http_proxy", "http://there:1"}} },
+		"sees http://given:1 and http://given:1": arg("http_proxy", "http://given:1"),
+	} {
+		_, rec := w.ok(df, noCache, given)
+		if got := strings.TrimSpace(rec.log("sees")); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestProxyOf(t *testing.T) {
 	for _, c := range []struct {
 		args map[string]string

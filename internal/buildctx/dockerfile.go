@@ -24,13 +24,18 @@ var defaultNames = []string{"Dockerfile", "dockerfile", "Containerfile"}
 
 // NoDockerfileError says that there is no Dockerfile where one was looked for.
 type NoDockerfileError struct {
-	Dir   string   // the context
+	Dir   string   // the context; "" when it came from elsewhere and the user knows of no directory
 	Named string   // as the user named it, "" when the default names were tried
 	Like  []string // files that may be meant
 }
 
 func (e *NoDockerfileError) Error() string {
-	if e.Named != "" {
+	switch {
+	case e.Dir == "" && e.Named != "":
+		return fmt.Sprintf("no Dockerfile %q in the context", e.Named)
+	case e.Dir == "":
+		return fmt.Sprintf("no Dockerfile in the context: looked for %s", strings.Join(defaultNames, ", "))
+	case e.Named != "":
 		return fmt.Sprintf("no Dockerfile %q, neither in the current directory nor in the context %s", e.Named, e.Dir)
 	}
 	return fmt.Sprintf("no Dockerfile in %s: looked for %s", e.Dir, strings.Join(defaultNames, ", "))
@@ -53,7 +58,7 @@ func (e *NoDockerfileError) Unwrap() error { return fs.ErrNotExist }
 func FindDockerfile(dir, named string, stdin io.Reader) (*Dockerfile, error) {
 	switch named {
 	case "":
-		return findDefault(dir)
+		return findDefault(dir, dir)
 	case "-":
 		data, err := readLimited(stdin, "the Dockerfile on standard input")
 		if err != nil {
@@ -79,12 +84,12 @@ func FindDockerfile(dir, named string, stdin io.Reader) (*Dockerfile, error) {
 // FindDockerfileIn is FindDockerfile for a context that came from elsewhere: everything is in it.
 func FindDockerfileIn(dir, named string) (*Dockerfile, error) {
 	if named == "" {
-		return findDefault(dir)
+		return findDefault(dir, "")
 	}
 	rel := strings.TrimPrefix(filepath.Clean("/"+named), "/")
 	path := filepath.Join(dir, rel)
 	if !exists(path) {
-		return nil, &NoDockerfileError{Dir: "the context", Named: named, Like: lookalikes(filepath.Dir(path), filepath.Dir(rel), rel)}
+		return nil, &NoDockerfileError{Named: named, Like: lookalikes(filepath.Dir(path), filepath.Dir(rel), rel)}
 	}
 	data, err := readConfined(dir, rel)
 	if err != nil {
@@ -99,7 +104,8 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-func findDefault(dir string) (*Dockerfile, error) {
+// findDefault reads the Dockerfile that has a default name; shown is what the user calls dir.
+func findDefault(dir, shown string) (*Dockerfile, error) {
 	for _, name := range defaultNames {
 		path := filepath.Join(dir, name)
 		if !exists(path) {
@@ -111,7 +117,7 @@ func findDefault(dir string) (*Dockerfile, error) {
 		}
 		return &Dockerfile{Name: name, Path: path, Data: data, IgnoreFile: path + ignoreName}, nil
 	}
-	return nil, &NoDockerfileError{Dir: dir, Like: lookalikes(dir, dir, "")}
+	return nil, &NoDockerfileError{Dir: shown, Like: lookalikes(dir, shown, "")}
 }
 
 // readNamed reads a Dockerfile the user named, wherever it is.

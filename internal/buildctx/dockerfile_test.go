@@ -72,6 +72,18 @@ func TestNoDockerfile(t *testing.T) {
 	}
 }
 
+// A context that came from elsewhere lies in a directory the user does not know.
+func TestNoDockerfileInAFetchedContext(t *testing.T) {
+	dir := files(t, map[string]string{"Dockerfile.dev": "x"})
+	for _, named := range []string{"", "other"} {
+		_, err := FindDockerfileIn(dir, named)
+		var missing *NoDockerfileError
+		if !errors.As(err, &missing) || strings.Contains(err.Error()+missing.Hint(), dir) || !strings.Contains(missing.Hint(), "-f Dockerfile.dev") {
+			t.Errorf("%v: %+v", err, missing)
+		}
+	}
+}
+
 func TestDockerfileThatLeadsOut(t *testing.T) {
 	outside := files(t, map[string]string{"secret": "s", "d/Dockerfile": "x"})
 	var escape *EscapeError

@@ -15,7 +15,17 @@ import (
 
 // ErrCorrupt is wrapped by every error about an index that is damaged, cut short or of another version. Such an index
 // is worth nothing and is made again from the layer.
-var ErrCorrupt = errors.New("corrupt layer index")
+var ErrCorrupt error = corruptIndex{}
+
+type corruptIndex struct{}
+
+func (corruptIndex) Error() string { return "corrupt layer index" }
+
+// KindCorrupt is the kind under which ErrCorrupt crosses a process boundary.
+const KindCorrupt = "tree.corrupt"
+
+// Remote lets the error cross a process boundary.
+func (corruptIndex) Remote() (string, any) { return KindCorrupt, nil }
 
 func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
