@@ -339,6 +339,7 @@ func TestCopy(t *testing.T) {
 		"chmod":                      {spec: CopySpec{Sources: sources("dir"), Dest: "/n/", Chmod: "4701"}, want: "n/ 701 now\nn/ln 777 -> one\nn/one 4701 1\nn/sub/ 4701 9:9\nn/sub/two 4701 2"},
 		"chmod keeps existing":       {spec: CopySpec{Sources: sources("f"), Dest: "/srv/", Chmod: "0600"}, want: "srv/ 750 7:7 base\nsrv/f 600 F"},
 		"symbolic chmod":             {spec: CopySpec{Sources: sources("x"), Dest: "/n/", Chmod: "go=u-w,a+X"}, want: "n/ 755 now\nn/exec 755 #!\nn/w/ 755\nn/w/z.go 644 W\nn/y/ 755\nn/y/z.go 644 Z\nn/y/z.txt 644 T"},
+		"bad exclude of a file":      {spec: CopySpec{Sources: sources("f"), Dest: "/n", Exclude: []string{"["}}, err: "invalid exclude pattern"},
 		"bad chmod":                  {spec: CopySpec{Sources: sources("f"), Dest: "/n/", Chmod: "0888"}, err: "invalid chmod parameter: '0888'. it should be octal string and between 0 and 07777"},
 		"hard links":                 {spec: CopySpec{Sources: sources("h"), Dest: "/n"}, want: "n/ 755\nn/a 644 H\nn/b 644 = n/a\nn/c 644 = n/a"},
 		"hard links, first replaced": {spec: CopySpec{Sources: append(sources("h"), CopySource{Path: "a", Inline: true}), Dest: "/n/"}, want: "n/ 755 now\nn/a 644 now \nn/b 644 H\nn/c 644 = n/b"},

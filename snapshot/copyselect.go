@@ -23,7 +23,7 @@ func Select(ctx context.Context, src Source, spec *CopySpec) (*Selection, error)
 		var err error
 		if spec.Sources[i].Inline {
 			err = s.inline(i)
-		} else {
+		} else if _, err = newFilter(nil, spec.Exclude); err == nil { // wrong patterns are wrong for a single file, too
 			err = s.source(ctx, i)
 		}
 		if err != nil {

@@ -41,7 +41,7 @@ func (l *Layers) Owner(ctx context.Context, chain *tree.Chain, diffIDs []digest.
 }
 
 func parseOwner(spec string, read func(path string) ([]byte, error)) (Owner, error) {
-	user, group, _ := strings.Cut(spec, ":")
+	user, group, hasGroup := strings.Cut(spec, ":")
 	var o Owner
 	if user != "" {
 		id, ok, err := parseID(user)
@@ -59,6 +59,9 @@ func parseOwner(spec string, read func(path string) ([]byte, error)) (Owner, err
 		}
 	}
 	if group == "" {
+		if hasGroup { // a colon with nothing behind it is group 0, as in BuildKit, and not the user's own
+			o.GID = 0
+		}
 		return o, nil
 	}
 	id, ok, err := parseID(group)

@@ -20,7 +20,8 @@ func TestOwner(t *testing.T) {
 		"root":         {0, 0},
 		"1000":         {1000, 1000}, // not the user of that name
 		"app":          {100, 101},
-		"app:":         {100, 101},
+		"app:":         {100, 0},
+		"5:":           {5, 0},
 		"app:staff":    {100, 50},
 		"app:0":        {100, 0},
 		"1000:staff":   {1000, 50},
