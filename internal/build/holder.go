@@ -201,7 +201,7 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 		return nil, err
 	}
 	defer up.Discard()
-	release, err := n.attach(ctx, &req)
+	release, err := n.attach(ctx, &req, files[2])
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,8 +23,8 @@ import (
 // made again by anybody but the user's commands.
 const cacheDir = "cache"
 
-// attach adds trees and cache mounts to a step. What it made is given up by the function it returns.
-func (n *inside) attach(ctx context.Context, req *runRequest) (release func(), err error) {
+// attach adds trees and cache mounts to a step. What it made is given up by the function it returns. Log is the step's.
+func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (release func(), err error) {
 	var undo []func()
 	release = func() {
 		for _, f := range slices.Backward(undo) {
@@ -52,7 +53,7 @@ func (n *inside) attach(ctx context.Context, req *runRequest) (release func(), e
 		dir, ok := held[c.Key]
 		if !ok {
 			var unlock func()
-			if dir, unlock, err = n.cacheMount(ctx, c); err != nil {
+			if dir, unlock, err = n.cacheMount(ctx, c, log); err != nil {
 				return nil, fmt.Errorf("cache mount on %s: %w", c.Target, err)
 			}
 			undo, held[c.Key] = append(undo, unlock), dir
@@ -63,10 +64,12 @@ func (n *inside) attach(ctx context.Context, req *runRequest) (release func(), e
 }
 
 // cacheMount returns the directory of a cache, made and filled when it is not there, and locked as its sharing says.
-func (n *inside) cacheMount(ctx context.Context, c cacheMount) (dir string, unlock func(), err error) {
+func (n *inside) cacheMount(ctx context.Context, c cacheMount, log io.Writer) (dir string, unlock func(), err error) {
 	switch c.Sharing {
 	case "locked":
-		unlock, err = n.store.Lock(ctx, "cache-"+c.Key, nil)
+		unlock, err = n.store.Lock(ctx, "cache-"+c.Key, func(holder string) {
+			_, _ = fmt.Fprintf(log, "waiting for the cache mount on %s, which is locked by %s\n", c.Target, holder)
+		})
 		if err != nil {
 			return "", nil, err
 		}

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -332,4 +333,53 @@ RUN script.sh; date > /dev/null
 	}
 	u.processesGone()
 	must(t, os.RemoveAll(u.root)) // somebody else's
+}
+
+// How builds of several processes share a cache mount.
+func TestCacheSharing(t *testing.T) {
+	needIDs(t)
+	for sharing, script := range map[string]string{
+		"shared": `touch /c/$N; until [ -e /c/$(( 3 - N )) ]; do sleep 0.02; done`,
+		"private": `touch /m/$N; until [ -e /m/$(( 3 - N )) ]; do sleep 0.02; done; [ -z "$(ls /c)" ] || exit 1; ` +
+			`touch /c/$N /m/done$N; until [ -e /m/done$(( 3 - N )) ]; do sleep 0.02; done; [ "$(ls /c)" = $N ]`,
+	} {
+		t.Run(sharing, func(t *testing.T) {
+			w := newParallel(t)
+			one, two := w.start(w.sharing(sharing, "1", script)), w.start(w.sharing(sharing, "2", script))
+			for _, b := range []*worker{one, two} {
+				if r := b.result(t); r.Code != 0 {
+					t.Error(r.Text)
+				}
+			}
+		})
+	}
+	t.Run("locked", func(t *testing.T) {
+		w := newParallel(t)
+		const script = `[ ! -e /c/inside ] && touch /c/inside /m/$N && until [ -e /m/go ]; do sleep 0.02; done; rm /c/inside`
+		one := w.start(w.sharing("locked", "1", script))
+		w.ok(from("FROM base\nRUN --mount=type=cache,target=/m until [ -e /m/1 ]; do sleep 0.02; done\n"))
+		j := w.sharing("locked", "2", script)
+		two := w.start(j)
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			if log, _ := os.ReadFile(j.Plain); bytes.Contains(log, []byte("waiting for the cache mount on /c, which is locked by ")) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the second build does not say that it waits")
+			}
+		}
+		w.ok(from("FROM base\nRUN --mount=type=cache,target=/m [ ! -e /m/2 ] && touch /m/go\n"))
+		for _, b := range []*worker{one, two} {
+			if r := b.result(t); r.Code != 0 {
+				t.Error(r.Text)
+			}
+		}
+	})
+}
+
+// sharing is a build with a step that has a cache mount of that sharing at /c, and one that all builds share at /m.
+func (w *world) sharing(sharing, n, script string) job {
+	j := w.job("FROM base\nARG N\nRUN --mount=type=cache,target=/c,sharing=" + sharing + " --mount=type=cache,target=/m " + script + "\n")
+	j.Args, j.None, j.Plain = map[string]string{"N": n}, true, w.tmp+"/log"+n
+	return j
 }
