@@ -124,7 +124,11 @@ func parseIgnore(name string, data []byte) (*ignore, error) {
 	for _, p := range patterns {
 		// Patterns are compiled when they are first compared, those of exceptions only where something is left out. One that
 		// cannot be is better refused now.
-		pm, err := patternmatcher.New([]string{strings.TrimPrefix(p, "!")})
+		rules := []string{p}
+		if strings.HasPrefix(p, "!") {
+			rules = []string{"**", p}
+		}
+		pm, err := patternmatcher.New(rules)
 		if err == nil {
 			_, err = pm.MatchesOrParentMatches("x")
 		}
