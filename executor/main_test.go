@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"build/executor"
+	"build/internal/testenv"
 	"build/internal/userns"
 )
 
@@ -90,7 +91,7 @@ func holder(t testing.TB) *userns.Holder {
 	if shared.err != nil {
 		var e *userns.Error
 		if errors.As(shared.err, &e) && os.Getenv(asUserVar) == "" {
-			t.Skipf("no namespaces here: %v", shared.err)
+			testenv.Skip(t, "namespaces: "+shared.err.Error())
 		}
 		t.Fatal(shared.err)
 	}
@@ -167,7 +168,7 @@ func newRootfs(t testing.TB) *rootfs {
 	holder(t)
 	bb, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("busybox (package busybox-static) is not installed")
+		testenv.Skip(t, "program busybox (package busybox-static)")
 	}
 	dir, err := os.MkdirTemp("/tmp", "executor-test-")
 	if err != nil {
@@ -293,7 +294,7 @@ func ordinaryUser(t testing.TB) *user.User {
 	t.Helper()
 	for _, tool := range []string{"useradd", "newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed", tool)
+			testenv.Skip(t, "program "+tool)
 		}
 	}
 	if u, err := user.Lookup(testUser); err == nil {

@@ -225,7 +225,7 @@ func (e *evaluator) mounts(ctx context.Context, step *dag.Step, op dag.Run, in [
 			err = e.cacheMount(ctx, step, i, m, in, req)
 		case dag.MountSSH: // forwardAgents, last of all
 		default:
-			err = &UsageError{Msg: fmt.Sprintf("RUN --mount=type=%s is not supported yet", m.Type)}
+			err = fmt.Errorf("internal error: a mount of type %q", m.Type) // the parser knows no other
 		}
 		if err != nil {
 			return err

@@ -1,5 +1,6 @@
-// Package buildctx gives builds the files they may read: a directory with its ignore rules, a tar from standard input,
-// and the Dockerfile itself. It owns how a directory is walked, what is left out, and how it is known that a file has
+// Package buildctx gives builds the files they may read: a directory with its ignore rules, a tar from standard input or
+// from a URL, what ADD downloads, and the Dockerfile itself. It owns how URLs are told apart (git is internal/git's), what a
+// download is worth a second time, how a directory is walked, what is left out, and how it is known that a file has
 // not changed since it was last hashed. It never follows a symlink out of the directory, never writes into it, and
 // refuses to know what is copied where.
 package buildctx
