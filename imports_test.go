@@ -19,12 +19,12 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
-	"snapshot":          "internal/store internal/tree",
-	"executor":          "",
+	"snapshot":          "internal/store internal/tree internal/owner",
+	"executor":          "internal/fakeroot internal/owner internal/usernet",
 	"exporter":          "internal/tree",
 	"internal/buildctx": "internal/git internal/tree",
 	"internal/git":      "",
@@ -34,6 +34,10 @@ var may = map[string]string{
 	"internal/registry": "",
 	"internal/sshagent": "",
 	"internal/userns":   "",
+	"internal/owner":    "",
+	"internal/fakeroot": "internal/owner",
+	"internal/usernet":  "",
+	"internal/cgroup":   "",
 	"internal/testenv":  "",
 	"bench":             "",
 }

@@ -18,8 +18,21 @@ import (
 	"unicode/utf8"
 )
 
+// Means says what this machine lets a sandbox be made of. Whoever starts the process that calls Run found it out by trying.
+type Means struct {
+	// Chroot: no namespaces at all. The root is a Tree, and mounts are made by moving and copying.
+	Chroot bool `json:",omitempty"`
+	// BoundProc: namespaces, but parts of /proc are hidden here, so the kernel allows no fresh one: the caller's is shown and
+	// there is no pid namespace.
+	BoundProc bool `json:",omitempty"`
+	// Recorded: of all ids only 0 is mapped. Every other owner is recorded beside the file, and system calls that would fail or
+	// show it are answered by a supervisor.
+	Recorded bool `json:",omitempty"`
+}
+
 // Spec says what to run and what it sees.
 type Spec struct {
+	Means    Means
 	Root     Root
 	Args     []string // Args[0] is looked up in Env's PATH when it has no slash
 	Env      []string // NAME=value; of equal names the last wins. HOME comes from the root's passwd file when absent or empty
