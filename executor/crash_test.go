@@ -27,11 +27,7 @@ func crashMain() {
 	if err := json.Unmarshal([]byte(os.Getenv(crashVar)), &spec); err != nil {
 		fail(err)
 	}
-	plan, err := userns.Detect()
-	if err != nil {
-		fail(err)
-	}
-	h, err := userns.Start(context.Background(), plan)
+	h, _, _, err := userns.Open(context.Background(), fullNamespaces)
 	if err != nil {
 		fail(err)
 	}

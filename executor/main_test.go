@@ -77,19 +77,17 @@ var shared struct {
 	err    error
 }
 
+func fullNamespaces(p userns.Plan) bool { return !p.Plain && !p.SharePID && p.IDs != userns.IDsSingle }
+
 // holder returns the holder that all tests of this process share, or skips.
 func holder(t testing.TB) *userns.Holder {
 	t.Helper()
 	shared.once.Do(func() {
-		plan, err := userns.Detect()
-		if err != nil {
-			shared.err = err
-			return
-		}
-		shared.holder, shared.err = userns.Start(context.Background(), plan)
+		// These tests are of the sandbox with namespaces and true ids.
+		shared.holder, _, _, shared.err = userns.Open(context.Background(), fullNamespaces)
 	})
 	if shared.err != nil {
-		var e *userns.Error
+		var e *userns.LadderError
 		if errors.As(shared.err, &e) && os.Getenv(asUserVar) == "" {
 			testenv.Skip(t, "namespaces: "+shared.err.Error())
 		}

@@ -56,7 +56,7 @@ func newCheck(name, detail string, err error) Check {
 // directory). It must be called where Run would be.
 func Probe(ctx context.Context, dir string) Report {
 	var r Report
-	way, err := probeOverlay(dir)
+	way, err := tryOverlay(dir)
 	r.Checks = append(r.Checks, newCheck("overlay on "+dir, way, err))
 	inside, err := probeNamespaces(ctx)
 	r.Checks = append(r.Checks, newCheck("mount, pid, ipc, uts, cgroup and network namespaces", "", err))
@@ -70,9 +70,15 @@ func Probe(ctx context.Context, dir string) Report {
 	return r
 }
 
-// probeOverlay says which way of mounting works, and that the overlay then does what layers need: an overlay without userxattr
+// ProbeOverlay tries whether overlays work on the file system of dir, where it makes and removes a directory.
+func ProbeOverlay(dir string) error {
+	_, err := tryOverlay(dir)
+	return err
+}
+
+// tryOverlay says which way of mounting works, and that the overlay then does what layers need: an overlay without userxattr
 // in a user namespace mounts and then fails to remove directories.
-func probeOverlay(dir string) (way string, err error) {
+func tryOverlay(dir string) (way string, err error) {
 	tmp, err := os.MkdirTemp(dir, "probe-")
 	if err != nil {
 		return "", err

@@ -148,7 +148,7 @@ func TestCommit(t *testing.T) {
 // another store.
 func checkForms(t *testing.T, l *Layers, chain []digest.Digest, seen string) {
 	t.Helper()
-	if !l.HasDir(chain, len(chain)-1) {
+	if !l.HasDir(l.idKind, chain, len(chain)-1) {
 		t.Error("the upper did not become the layer's directory")
 	}
 	if got := merged(t, l, chain); got != seen {
@@ -405,7 +405,7 @@ func TestUnpackOnce(t *testing.T) {
 		}
 		inode = st.Ino
 	}
-	if !l.hasIndex(d) || !l.HasDir([]digest.Digest{d}, 0) {
+	if !l.hasIndex(d) || !l.HasDir(l.idKind, []digest.Digest{d}, 0) {
 		t.Error("index or directory is missing")
 	}
 }
@@ -425,7 +425,7 @@ func TestUnpackAgain(t *testing.T) {
 	if err := os.Remove(strings.TrimSuffix(dir, store.ContentDir) + "marker"); err != nil {
 		t.Fatal(err)
 	}
-	if l.HasDir(chain, 0) {
+	if l.HasDir(l.idKind, chain, 0) {
 		t.Error("half a directory counts")
 	}
 	if dir, err = l.Unpack(t.Context(), chain, 0); err != nil {

@@ -87,8 +87,9 @@ func (f fixups) apply(root *os.File) (ApplyReport, error) {
 	return a.report, nil
 }
 
-// HasDir reports whether the directory form of chain[i] is here. It reads indexes that exist and makes none.
-func (l *Layers) HasDir(chain []digest.Digest, i int) bool {
+// HasDir reports whether the directory form of chain[i] is here, for a kind of id map that need not be this process's. It reads
+// indexes that exist and makes none.
+func (l *Layers) HasDir(idKind string, chain []digest.Digest, i int) bool {
 	if i < 0 || i >= len(chain) || !l.hasIndex(chain[i]) {
 		return false
 	}
@@ -104,7 +105,7 @@ func (l *Layers) HasDir(chain []digest.Digest, i int) bool {
 		}
 	}
 	f, err := l.fixups(context.Background(), chain, i)
-	return err == nil && l.st.DirReady(l.idKind, dirKey(chain[i], f))
+	return err == nil && l.st.DirReady(idKind, dirKey(chain[i], f))
 }
 
 // Unpack returns the directory form of chain[i], made if it is not here. However many processes ask for it, one unpacks.

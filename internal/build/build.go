@@ -163,6 +163,9 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 		defer p.ev.drain()
 		s.fetches.show(p.ev)
 	}
+	if err := s.runnable(ctx, products); err != nil {
+		return nil, err
+	}
 	err = each(ctx, products, func(ctx context.Context, p *product) error { return p.make(ctx) })
 	if err != nil {
 		return nil, err

@@ -436,9 +436,11 @@ func wantRan(t testing.TB, what string, rec *recorder, want ...string) {
 // needIDs skips where RUN is not possible at all.
 func needIDs(t testing.TB) {
 	t.Helper()
-	if _, err := userns.Detect(); err != nil {
+	h, _, _, err := userns.Open(t.Context(), nil)
+	if err != nil {
 		testenv.Skip(t, "namespaces: "+err.Error())
 	}
+	h.Close()
 }
 
 // tally counts, outside of every sandbox, which steps ran: they share the caller's network and ask it for a path.

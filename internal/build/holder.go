@@ -19,31 +19,6 @@ import (
 	"build/snapshot"
 )
 
-// holder is the process that owns the namespaces, started when the first step needs it. A build that finds everything in
-// the cache never starts one.
-type holder struct {
-	mu sync.Mutex
-	h  *userns.Holder
-}
-
-func (h *holder) get(ctx context.Context, s *session) (*userns.Holder, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.h != nil {
-		return h.h, nil
-	}
-	hd, err := userns.Start(ctx, s.plan)
-	if err != nil {
-		return nil, fmt.Errorf("start the namespaces: %w", err)
-	}
-	if err := hd.Call(ctx, "open", openRequest{Root: s.store.Dir(), Kind: s.plan.Kind}, nil); err != nil {
-		hd.Close()
-		return nil, fmt.Errorf("open the store inside the namespaces: %w", err)
-	}
-	h.h = hd
-	return hd, nil
-}
-
 // farewell is how long a holder has to give up what it holds in the store.
 const farewell = 200 * time.Millisecond
 
@@ -108,7 +83,15 @@ func Reentry() bool {
 
 // The messages between a build and its holder.
 type (
-	openRequest struct{ Root, Kind string }
+	openRequest struct {
+		Root     string
+		Plan     userns.Plan
+		RootKind RootKind // "": overlay if possible
+	}
+	openResponse struct {
+		RootKind  RootKind
+		NoOverlay string
+	}
 
 	runRequest struct {
 		Chain []digest.Digest
@@ -127,6 +110,7 @@ type inside struct {
 	layers *snapshot.Layers
 	kind   string
 
+	root     RootKind
 	renewed  renewed
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
@@ -178,10 +162,35 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err != nil {
 		return nil, err
 	}
-	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: req.Kind, Lease: lease})
-	n.kind = req.Kind
-	n.sweep(req.Kind)
-	return nil, nil
+	kind := req.Plan.Kind
+	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, Lease: lease})
+	n.kind = kind
+	n.sweep(kind)
+	return n.chooseRoot(&req)
+}
+
+// chooseRoot tries whether overlays work where the layers are.
+func (n *inside) chooseRoot(req *openRequest) (*openResponse, error) {
+	n.root = req.RootKind
+	switch {
+	case req.Plan.Plain:
+		n.root = RootTree
+	case n.root == RootTree:
+	default:
+		base, err := n.store.MakeLocal(n.kind)
+		if err != nil {
+			return nil, err
+		}
+		if err := executor.ProbeOverlay(base); err == nil {
+			n.root = RootOverlay
+		} else if n.root == RootOverlay {
+			return nil, err
+		} else {
+			n.root = RootTree
+			return &openResponse{RootKind: n.root, NoOverlay: err.Error()}, nil
+		}
+	}
+	return &openResponse{RootKind: n.root}, nil
 }
 
 // run makes the directories a step stands on, runs it, and turns what it changed into a layer.

@@ -61,6 +61,7 @@ type Options struct {
 	KnownHosts    []string            // files with the keys of ssh hosts
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
 	AllowInsecure bool                // RUN --security=insecure
+	Isolation     Isolation           // of RUN
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
 

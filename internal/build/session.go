@@ -19,7 +19,6 @@ import (
 	"build/internal/registry"
 	"build/internal/store"
 	"build/internal/tree"
-	"build/internal/userns"
 	"build/snapshot"
 )
 
@@ -35,8 +34,6 @@ type session struct {
 	layers *snapshot.Layers
 	lease  *store.Lease
 	client *registry.Client
-	plan   userns.Plan
-	planEr error // why no namespaces can be made, told when a step needs them
 
 	proxy     func(*http.Request) (*url.URL, error)
 	transport transport
@@ -98,12 +95,10 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	plan, planErr := userns.Detect()
 	s := &session{
 		opts: o, began: time.Now(), jobs: o.Jobs,
 		store: st, cache: cache.New(st), lease: lease,
-		plan: plan, planEr: planErr,
-		layers:   snapshot.New(st, snapshot.Options{IDKind: plan.Kind, Lease: lease}),
+		layers:   snapshot.New(st, snapshot.Options{Lease: lease}),
 		cancel:   cancel,
 		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}

@@ -18,11 +18,8 @@ import (
 	"build/internal/progress"
 )
 
-// canRun refuses a RUN that cannot be carried out here, before anything is fetched for it.
+// canRun refuses a RUN that is not allowed, before anything is fetched for it.
 func (s *session) canRun(step *dag.Step, op dag.Run) error {
-	if s.planEr != nil {
-		return fmt.Errorf("RUN needs namespaces, and this machine allows none: %w", s.planEr)
-	}
 	if op.Security == "insecure" && !s.opts.AllowInsecure {
 		return &UsageError{Msg: "RUN --security=insecure is not allowed", Hint: "allow it with --allow security.insecure"}
 	}
@@ -32,18 +29,18 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 // run executes a RUN in the holder and returns the layer of what it changed.
 func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*outcome) (digest.Digest, error) {
 	chain := in[0].chain
-	if err := e.makeUnpackable(ctx, chain); err != nil {
+	h, ground, err := e.holder.get(ctx, e.session)
+	if err != nil {
 		return "", err
 	}
-	h, err := e.holder.get(ctx, e.session)
-	if err != nil {
+	if err := e.makeUnpackable(ctx, chain); err != nil {
 		return "", err
 	}
 	logs, err := newStepLog(e.session, e.vertex(step))
 	if err != nil {
 		return "", err
 	}
-	req := runRequest{Chain: chain, Spec: e.runSpec(op)}
+	req := runRequest{Chain: chain, Spec: e.runSpec(op, ground)}
 	if err := e.mounts(ctx, step, op, in, &req); err != nil {
 		logs.close()
 		return "", err
@@ -88,6 +85,10 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 // makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack. A blob that was seen
 // once in this build is not looked for again: every RUN of a Dockerfile stands on the layers of those before it.
 func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) error {
+	_, g, err := e.holder.get(ctx, e.session)
+	if err != nil {
+		return err
+	}
 	missing := make([]digest.Digest, 0, len(chain))
 	for i, d := range chain {
 		if _, seen := e.blobsHere.Load(d); seen {
@@ -95,16 +96,17 @@ func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) e
 		}
 		if e.layers.Here(d) {
 			e.blobsHere.Store(d, true)
-		} else if !e.layers.HasDir(chain, i) {
+		} else if g.Root == RootTree || !e.layers.HasDir(g.Plan.Kind, chain, i) {
 			missing = append(missing, d)
 		}
 	}
 	return each(ctx, missing, e.fetches.blob)
 }
 
-func (e *evaluator) runSpec(op dag.Run) executor.Spec {
+func (e *evaluator) runSpec(op dag.Run, g *ground) executor.Spec {
 	spec := executor.Spec{
-		Root: executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
+		Means: g.means(),
+		Root:  executor.Tree{}, Args: op.Args, Env: e.runEnv(op), Dir: op.Dir, User: op.User, Hostname: hostname(op),
 		Resolv: resolvConf(), Hosts: e.hostsFile(hostname(op)),
 		ShmSize: e.opts.ShmSize, Rlimits: e.opts.Rlimits,
 	}

@@ -51,6 +51,12 @@ func explainMap(helper string, err error) error {
 // user namespace and then deny it every capability, this is where it shows.
 func explainSetup(p Plan, err error) error {
 	e := &Error{Primitive: "namespace holder", Err: err}
+	if withoutProc(err) {
+		e.Primitive = "fresh /proc"
+		e.Blocker = "parts of /proc are hidden here, as in a container, and the kernel shows a namespace no more than its maker sees"
+		e.Fix = "Docker: --security-opt systempaths=unconfined; Kubernetes: procMount: Unmasked"
+		return e
+	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		e.Primitive = "mounts in the new namespaces"
 		e.Blocker, e.Fix = whoForbids("")

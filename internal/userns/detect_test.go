@@ -47,9 +47,15 @@ func fakeHost(t *testing.T, files map[string]string) host {
 	}
 }
 
-func TestDetectRange(t *testing.T) {
+// best is the first candidate, whether its way is open or not.
+func best(h host) (Plan, error) {
+	c := candidates(h)
+	return c[0].Plan, c[0].Err
+}
+
+func TestCandidateRange(t *testing.T) {
 	h := fakeHost(t, nil)
-	p, err := detect(h)
+	p, err := best(h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,26 +64,26 @@ func TestDetectRange(t *testing.T) {
 	if !slices.Equal(p.UIDs, uids) || !slices.Equal(p.GIDs, gids) || !p.NewUser() || len(p.Kind) != 32 {
 		t.Errorf("%+v", p)
 	}
-	other, err := detect(fakeHost(t, map[string]string{"/etc/subuid": "ann:100001:65536\n"}))
+	other, err := best(fakeHost(t, map[string]string{"/etc/subuid": "ann:100001:65536\n"}))
 	if err != nil || other.Kind == p.Kind {
 		t.Errorf("another map has the same kind: %v", err)
 	}
 }
 
-func TestDetectRoot(t *testing.T) {
+func TestCandidateRoot(t *testing.T) {
 	h := fakeHost(t, nil)
-	h.euid, h.sysAdmin = 0, true
-	if p, err := detect(h); err != nil || p.Kind != KindRoot || p.NewUser() {
+	h.euid, h.caps = 0, 1<<unix.CAP_SYS_ADMIN
+	if p, err := best(h); err != nil || p.Kind != KindRoot || p.NewUser() {
 		t.Errorf("%+v %v", p, err)
 	}
 	h = fakeHost(t, map[string]string{"/proc/self/uid_map": "0 1000 1\n1 100000 65536\n"})
-	h.euid, h.sysAdmin = 0, true
-	if p, err := detect(h); err != nil || p.Kind == KindRoot || p.NewUser() {
+	h.euid, h.caps = 0, 1<<unix.CAP_SYS_ADMIN
+	if p, err := best(h); err != nil || p.Kind == KindRoot || p.NewUser() {
 		t.Errorf("root of a namespace is taken for the machine's: %+v %v", p, err)
 	}
 }
 
-func TestDetectBlocked(t *testing.T) {
+func TestCandidateBlocked(t *testing.T) {
 	for name, c := range map[string]struct {
 		files         map[string]string
 		change        func(*host)
@@ -101,7 +107,7 @@ func TestDetectBlocked(t *testing.T) {
 		if c.change != nil {
 			c.change(&h)
 		}
-		_, err := detect(h)
+		_, err := best(h)
 		var e *Error
 		if !errors.As(err, &e) || e.Primitive != c.primitive || !strings.Contains(e.Blocker, c.by) || !strings.Contains(e.Fix, c.fix) {
 			t.Errorf("%s: %v", name, err)
@@ -202,5 +208,50 @@ func TestAsUser(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// The order is the ladder; what is wrong with each rung is known without trying where it can be.
+func TestLadder(t *testing.T) {
+	const docker = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SYS_CHROOT
+	for name, c := range map[string]struct {
+		files map[string]string
+		euid  int
+		caps  uint64
+		want  string // each candidate, with ! where it is known to be closed
+	}{
+		"user with a range":    {nil, 1000, 0, "range single !chroot"},
+		"user without":         {map[string]string{"/etc/subuid": ""}, 1000, 0, "!range single !chroot"},
+		"root":                 {nil, 0, 1<<unix.CAP_SYS_ADMIN | docker, "host range single chroot"},
+		"root in a container":  {nil, 0, docker, "!host range single chroot"},
+		"root without caps":    {nil, 0, 0, "!host !range single !chroot"},
+		"root of one id":       {map[string]string{"/proc/self/uid_map": "0 1000 1\n", "/proc/self/gid_map": "0 1000 1\n"}, 0, 1<<unix.CAP_SYS_ADMIN | docker, "single !range single chroot"},
+		"no namespaces at all": {map[string]string{"/proc/sys/user/max_user_namespaces": "0\n"}, 1000, 0, "!range !single !chroot"},
+	} {
+		h := fakeHost(t, c.files)
+		h.euid, h.caps = c.euid, c.caps
+		var got []string
+		for _, c := range candidates(h) {
+			s := string(c.Plan.IDs)
+			if c.Plan.Plain {
+				s = "chroot"
+			}
+			if c.Err != nil {
+				s = "!" + s
+			}
+			got = append(got, s)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %v, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestMapOfContainerIsKept(t *testing.T) {
+	h := fakeHost(t, map[string]string{"/proc/self/uid_map": "0 100000 65536\n", "/proc/self/gid_map": "0 100000 1000\n5000 7 3\n"})
+	h.euid, h.caps = 0, 1<<unix.CAP_SETUID|1<<unix.CAP_SETGID
+	p := candidates(h)[1].Plan
+	if !slices.Equal(p.UIDs, []IDMap{{0, 0, 65536}}) || !slices.Equal(p.GIDs, []IDMap{{0, 0, 1000}, {5000, 5000, 3}}) || p.Kind == KindRoot {
+		t.Errorf("%+v", p)
 	}
 }

@@ -28,8 +28,8 @@ func Reentry(handlers map[string]Handler) bool {
 	switch os.Args[0] {
 	case argUnmapped:
 		awaitMaps()
-	case argHolder:
-		holder(handlers)
+	case argHolder, argShared, argPlain:
+		holder(os.Args[0], handlers)
 	default:
 		return false
 	}
@@ -50,7 +50,7 @@ func awaitMaps() {
 		}
 		break
 	}
-	err := syscall.Exec("/proc/self/exe", []string{argHolder}, []string{})
+	err := syscall.Exec("/proc/self/exe", []string{os.Getenv(nextArg)}, []string{})
 	die("execute the holder again", err)
 }
 
@@ -60,7 +60,7 @@ func die(what string, err error) {
 }
 
 // holder prepares the process, says that it is ready and serves until the socket ends.
-func holder(handlers map[string]Handler) {
+func holder(mode string, handlers map[string]Handler) {
 	// The parent-death signal belongs to this thread, which therefore must not end before the process does.
 	runtime.LockOSThread()
 	if err := unix.CloseRange(holderSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -71,7 +71,7 @@ func holder(handlers map[string]Handler) {
 	if err != nil {
 		die("open the socket", err)
 	}
-	if err := settleIn(); err != nil {
+	if err := settleIn(mode); err != nil {
 		c.write(response{Err: toRemote(err)}, nil)
 		os.Exit(1)
 	}
@@ -80,10 +80,17 @@ func holder(handlers map[string]Handler) {
 	}
 	s := &server{conn: c, handlers: handlers, cancel: map[uint64]context.CancelFunc{}}
 	s.serve()
+	if mode != argHolder {
+		sweep()
+	}
 	os.Exit(0) // the kernel now kills whatever is left in our pid namespace
 }
 
-func settleIn() error {
+// KindNoProc is the kind of the error of a holder that could not mount a fresh /proc. Without a pid namespace (Plan.SharePID) it
+// needs none.
+const KindNoProc = "no-proc"
+
+func settleIn(mode string) error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("set the parent-death signal: %w", err)
 	}
@@ -91,11 +98,39 @@ func settleIn() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make the process undumpable: %w", err)
 	}
+	unix.Umask(0o022)
+	if mode != argHolder {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("become the reaper of what steps leave: %w", err)
+		}
+	}
+	if mode == argPlain {
+		return nil
+	}
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	unix.Umask(0o022)
+	if mode == argHolder {
+		return tryProc()
+	}
 	return nil
+}
+
+// tryProc finds out whether a step in a pid namespace can have the /proc of that namespace: the kernel refuses when any part of
+// the one outside is covered (mount_too_revealing in fs/namespace.c).
+func tryProc() error {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err == nil {
+		defer unix.Close(fs)
+		err = unix.FsconfigCreate(fs)
+	}
+	if err == nil {
+		var fd int
+		if fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC); err == nil {
+			return unix.Close(fd)
+		}
+	}
+	return &RemoteError{Kind: KindNoProc, Msg: "mount a fresh /proc: " + err.Error()}
 }
 
 // server runs the calls of one connection.

@@ -23,7 +23,12 @@ import (
 const (
 	argHolder   = "build-holder"          // in its namespaces, with its capabilities
 	argUnmapped = "build-holder-unmapped" // in a user namespace whose maps are not written yet
+	argShared   = "build-holder-shared"   // without a pid namespace
+	argPlain    = "build-holder-plain"    // without namespaces
 )
+
+// nextArg is a variable that tells a holder which awaits its maps what to be then.
+const nextArg = "BUILD_HOLDER"
 
 // holderSocket is the descriptor at which the holder finds its end of the socket.
 const holderSocket = 3
@@ -115,7 +120,16 @@ func holderCommand(p Plan, sock *os.File, stderr *tail) *exec.Cmd {
 			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
 		},
 	}
+	switch {
+	case p.Plain:
+		cmd.Args[0] = argPlain
+		cmd.SysProcAttr.Cloneflags = 0
+	case p.SharePID:
+		cmd.Args[0] = argShared
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
+	}
 	if p.NewUser() {
+		cmd.Env = []string{nextArg + "=" + cmd.Args[0]}
 		cmd.Args[0] = argUnmapped
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 	}
@@ -131,11 +145,7 @@ func (h *Holder) handshake(ctx context.Context, p Plan) error {
 		}
 	}()
 	if p.NewUser() {
-		pid := h.cmd.Process.Pid
-		if err := writeMap(ctx, p.Newuidmap, pid, p.UIDs); err != nil {
-			return err
-		}
-		if err := writeMap(ctx, p.Newgidmap, pid, p.GIDs); err != nil {
+		if err := writeMaps(ctx, p, h.cmd.Process.Pid); err != nil {
 			return err
 		}
 		if _, err := h.conn.sock.Write([]byte{1}); err != nil {
@@ -157,7 +167,47 @@ func (h *Holder) handshake(ctx context.Context, p Plan) error {
 	return nil
 }
 
-func writeMap(ctx context.Context, helper string, pid int, m []IDMap) error {
+// writeMaps gives the new user namespace its ids.
+func writeMaps(ctx context.Context, p Plan, pid int) error {
+	if p.Newuidmap != "" {
+		if err := helperMap(ctx, p.Newuidmap, pid, p.UIDs); err != nil {
+			return err
+		}
+		return helperMap(ctx, p.Newgidmap, pid, p.GIDs)
+	}
+	if p.IDs == IDsSingle {
+		// The kernel's condition for a map of the caller's own group: nobody inside may drop a group that is there to deny them
+		// something (user_namespaces(7)).
+		if err := procMap(pid, "setgroups", "deny"); err != nil {
+			return err
+		}
+	}
+	if err := procMap(pid, "uid_map", mapLines(p.UIDs)); err != nil {
+		return err
+	}
+	return procMap(pid, "gid_map", mapLines(p.GIDs))
+}
+
+func mapLines(m []IDMap) string {
+	var b strings.Builder
+	for _, e := range m {
+		fmt.Fprintf(&b, "%d %d %d\n", e.Inside, e.Outside, e.Count)
+	}
+	return b.String()
+}
+
+// procMap writes one of the files that describe a user namespace.
+func procMap(pid int, file, content string) error {
+	err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/"+file, []byte(content), 0)
+	if err == nil {
+		return nil
+	}
+	e := &Error{Primitive: "id map of a user namespace", Err: err}
+	e.Blocker, e.Fix = whoForbids("")
+	return e
+}
+
+func helperMap(ctx context.Context, helper string, pid int, m []IDMap) error {
 	args := []string{strconv.Itoa(pid)}
 	for _, e := range m {
 		for _, n := range []uint32{e.Inside, e.Outside, e.Count} {

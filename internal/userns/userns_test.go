@@ -107,12 +107,9 @@ func TestMain(m *testing.M) {
 
 // front is a second front process: it starts a holder with a process in it and waits to be killed.
 func front(marker string) {
-	plan, err := Detect()
+	h, _, _, err := Open(context.Background(), nil)
 	if err == nil {
-		var h *Holder
-		if h, err = Start(context.Background(), plan); err == nil {
-			err = h.Call(context.Background(), "sleep", marker, nil)
-		}
+		err = h.Call(context.Background(), "sleep", marker, nil)
 	}
 	fmt.Println("ready", err)
 	select {}
@@ -120,13 +117,10 @@ func front(marker string) {
 
 func start(t testing.TB) *Holder {
 	t.Helper()
-	plan, err := Detect()
+	h, _, _, err := Open(t.Context(), nil)
 	if err == nil {
-		var h *Holder
-		if h, err = Start(t.Context(), plan); err == nil {
-			t.Cleanup(func() { h.Close() })
-			return h
-		}
+		t.Cleanup(func() { h.Close() })
+		return h
 	}
 	if os.Getenv(asUser) != "" {
 		t.Fatal(err)
@@ -335,13 +329,9 @@ func TestFrontKilled(t *testing.T) {
 }
 
 func TestStartEndsWithContext(t *testing.T) {
-	plan, err := Detect()
-	if err != nil {
-		t.Skip(err)
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if h, err := Start(ctx, plan); !errors.Is(err, context.Canceled) {
+	if h, _, _, err := Open(ctx, nil); !errors.Is(err, context.Canceled) {
 		t.Error(h, err)
 	}
 }
