@@ -22,7 +22,6 @@ const opaqueXattr = "user.overlay.opaque"
 // ApplyReport says what the disk could not hold. The layer's index has all of it.
 type ApplyReport struct {
 	Placeholders int   // device nodes that could not be made: an empty file is in their place
-	Owners       int   // files whose owner has no id in this namespace
 	Xattrs       int   // extended attributes the file system or the namespace refused
 	Bytes        int64 // content written
 	Entries      int
@@ -31,10 +30,10 @@ type ApplyReport struct {
 // Apply unpacks a layer's plain tar into the directory dir, which should be empty, in the form overlay file systems want a
 // lower layer to have: deletions are character devices 0:0 and opaque directories carry user.overlay.opaque. The tar may
 // come from anybody: nothing outside dir is read or changed, whatever it holds.
-func Apply(ctx context.Context, dir *os.File, r io.Reader) (ApplyReport, error) {
+func (l *Layers) Apply(ctx context.Context, dir *os.File, r io.Reader) (ApplyReport, error) {
 	in := newReadAhead(ctx, r)
 	defer in.Close()
-	return scanLayer(ctx, in, newApplier(dir), nil)
+	return scanLayer(ctx, in, newApplier(dir, l.owners), nil)
 }
 
 // scanLayer reads a plain tar to its end and gives every entry to the applier and to the indexer; either may be nil.
@@ -93,6 +92,9 @@ func scanEntry(s *scanner, e *tree.Entry, opaque bool, a *applier, x *indexer, s
 // entry must be a real one: the applier opens them with RESOLVE_NO_SYMLINKS and creates everything exclusively.
 type applier struct {
 	root   int
+	owners *owners
+	nodes  []byte // the table of owners of what cannot carry them
+	merged bool   // what is there is all layers below, not an empty directory: see PrivateTree
 	path   string // the directory dirfd stands for
 	dirfd  int    // -1: none
 	times  map[string]time.Time
@@ -100,8 +102,8 @@ type applier struct {
 	report ApplyReport
 }
 
-func newApplier(root *os.File) *applier {
-	return &applier{root: int(root.Fd()), dirfd: -1, times: map[string]time.Time{}, buf: make([]byte, 128<<10)}
+func newApplier(root *os.File, o *owners) *applier {
+	return &applier{root: int(root.Fd()), owners: o, dirfd: -1, times: map[string]time.Time{}, buf: make([]byte, 128<<10)}
 }
 
 func (a *applier) reported() ApplyReport {
@@ -152,10 +154,11 @@ func (a *applier) add(e *tree.Entry, opaque bool, r io.Reader, sum hash.Hash) er
 	if err != nil {
 		return err
 	}
-	if opaque {
-		return a.opaque(parent, e.Path, base)
-	}
 	switch {
+	case a.merged && (opaque || e.Type == tree.Whiteout):
+		return nil // see makeRoom
+	case opaque:
+		return a.opaque(parent, e.Path, base)
 	case e.Type == tree.Whiteout:
 		return a.whiteout(parent, e.Path, base)
 	case e.Type == tree.Dir:
@@ -172,6 +175,9 @@ func (a *applier) add(e *tree.Entry, opaque bool, r io.Reader, sum hash.Hash) er
 // rootEntry gives the root directory its metadata.
 func (a *applier) rootEntry(e *tree.Entry, opaque bool) error {
 	if opaque {
+		if a.merged {
+			return nil
+		}
 		return setOpaque(a.root)
 	}
 	a.times[""] = e.ModTime
@@ -381,6 +387,9 @@ func (a *applier) link(parent int, base string, e *tree.Entry) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR || whiteoutStat(&st) {
 		return fmt.Errorf("hard link to %q, which is not a file", e.Hardlink)
 	}
+	if a.merged {
+		return a.secondFile(from, name, parent, base)
+	}
 	_, err = a.make(parent, base, func() error { return unix.Linkat(from, name, parent, base, 0) })
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", e.Hardlink, err)
@@ -395,18 +404,21 @@ func (a *applier) special(parent int, base string, e *tree.Entry) error {
 		create = func() error { return unix.Mknodat(parent, base, nodeType(e.Type)|0o600, nodeNumber(e)) }
 	}
 	_, err := a.make(parent, base, create)
-	if err == unix.EPERM && (e.Type == tree.Char || e.Type == tree.Block) {
+	standsIn := err == unix.EPERM && (e.Type == tree.Char || e.Type == tree.Block)
+	if standsIn {
 		err = a.placeholder(parent, base)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = a.chown(parent, base, e)
 	}
-	owned, err := a.chown(parent, base, e)
+	if err == nil && standsIn {
+		err = a.owners.setDevice(parent, base, e)
+	}
 	if err != nil {
 		return err
 	}
 	if e.Type != tree.Symlink {
-		if err := unix.Fchmodat(parent, base, safeMode(e.Mode, owned), 0); err != nil {
+		if err := unix.Fchmodat(parent, base, e.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
@@ -454,11 +466,10 @@ func (a *applier) opaque(parent int, path, base string) error {
 
 // metadata sets owner, mode and extended attributes of an open file, in the order in which they do not undo each other.
 func (a *applier) metadata(fd int, e *tree.Entry) error {
-	owned, err := a.chown(fd, "", e)
-	if err != nil {
+	if err := a.chown(fd, "", e); err != nil {
 		return err
 	}
-	if err := unix.Fchmod(fd, safeMode(e.Mode, owned)); err != nil {
+	if err := unix.Fchmod(fd, e.Mode&0o7777); err != nil {
 		return err
 	}
 	for _, x := range e.Xattrs {
@@ -473,29 +484,9 @@ func (a *applier) metadata(fd int, e *tree.Entry) error {
 	return nil
 }
 
-// chown gives a file its owner, and reports whether it could: an id that is not mapped stays a fact of the index.
-func (a *applier) chown(fd int, name string, e *tree.Entry) (bool, error) {
-	flags := unix.AT_SYMLINK_NOFOLLOW
-	if name == "" {
-		flags = unix.AT_EMPTY_PATH
-	}
-	err := unix.Fchownat(fd, name, int(e.UID), int(e.GID), flags)
-	if err == nil {
-		return true, nil
-	}
-	if err != unix.EINVAL && err != unix.EPERM {
-		return false, fmt.Errorf("chown to %d:%d: %w", e.UID, e.GID, err)
-	}
-	a.report.Owners++
-	_ = unix.Fchownat(fd, name, int(e.UID), -1, flags) // the half that is mapped, if any
-	_ = unix.Fchownat(fd, name, -1, int(e.GID), flags)
-	return false, nil
-}
-
-// safeMode drops the bits that lend an owner's rights when the owner is not the one it should be.
-func safeMode(mode uint32, owned bool) uint32 {
-	if !owned {
-		return mode & 0o1777
-	}
-	return mode & 0o7777
+// chown gives a file its owner, or what stands for it on disk.
+func (a *applier) chown(fd int, name string, e *tree.Entry) error {
+	line, err := a.owners.set(fd, name, e)
+	a.nodes = append(a.nodes, line...)
+	return err
 }

@@ -31,7 +31,8 @@ func benchTar(b *testing.B) []byte {
 		b.Skipf("missing: the sources of Go: %v", err)
 	}
 	defer dir.Close()
-	if err := diff(b.Context(), dir, tree.NewChain(nil), w); err != nil {
+	d := &differ{ctx: b.Context(), base: tree.NewChain(nil), w: w, owners: l.owners, first: map[inode]firstName{}}
+	if err := d.diff(dir, nil); err != nil {
 		b.Fatal(err)
 	}
 	layer, err := w.Commit()

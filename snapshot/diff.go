@@ -16,16 +16,15 @@ import (
 	"build/internal/tree"
 )
 
-// diff writes what an overlay's upper directory changes to w. Only the upper is walked, so the cost is that of the change;
-// base, the chain below, is asked about single paths, so that marks which hide nothing (the kernel makes every new
-// directory opaque) and files that were copied up and left as they were do not make two equal results different.
-func diff(ctx context.Context, upper *os.File, base *tree.Chain, w *Writer) error {
-	d := &differ{ctx: ctx, base: base, w: w, first: map[inode]firstName{}}
+// diff writes what an overlay's upper directory changes to the differ's writer. Only the upper is walked, so the cost is that of
+// the change; base, the chain below, is asked about single paths, so that marks which hide nothing (the kernel makes every new
+// directory opaque), and files and directories that were copied up and left as they were, do not make two equal results different.
+func (d *differ) diff(upper *os.File, was *treeState) error {
 	fd := int(upper.Fd())
 	if err := d.root(fd); err != nil {
 		return fmt.Errorf("read changes: %w", err)
 	}
-	if err := d.dir(fd, "", true); err != nil {
+	if err := d.dir(fd, "", true, was); err != nil {
 		return fmt.Errorf("read changes: %w", err)
 	}
 	return nil
@@ -40,10 +39,29 @@ type firstName struct {
 }
 
 type differ struct {
-	ctx   context.Context
-	base  *tree.Chain
-	w     *Writer
-	first map[inode]firstName
+	ctx    context.Context
+	base   *tree.Chain
+	w      *Writer
+	owners *owners
+	nodes  []byte // the table of owners of what cannot carry them
+	first  map[inode]firstName
+	// private says that a whole tree is looked at, not an upper directory.
+	private bool
+	links   []string // second names that were written as hard links
+	// parents are directories on the way to where we are, outermost first, that nothing was written about yet: they are written
+	// when something in them is, because every layer has all parents of what it changes.
+	parents []*tree.Entry
+}
+
+// add writes an entry, and before it the directories that lead to it.
+func (d *differ) add(e *tree.Entry, r io.Reader) error {
+	for _, p := range d.parents {
+		if err := d.w.Add(p, nil); err != nil {
+			return err
+		}
+	}
+	d.parents = d.parents[:0]
+	return d.w.Add(e, r)
 }
 
 // root writes an entry for the root directory if more than its time differs from what the chain has: a change of time comes
@@ -63,11 +81,12 @@ func (d *differ) root(fd int) error {
 	if sameMetadata(e, &below.Entry) {
 		return nil
 	}
-	return d.w.Add(e, nil)
+	return d.add(e, nil)
 }
 
-// dir writes what an open directory holds. Lower says whether anything of the chain can be seen in it.
-func (d *differ) dir(fd int, path string, lower bool) error {
+// dir writes what an open directory holds. Lower says whether anything of the chain can be seen in it; was is what a private tree
+// had there before the command ran, and nil for an upper directory.
+func (d *differ) dir(fd int, path string, lower bool, was *treeState) error {
 	if err := d.ctx.Err(); err != nil {
 		return context.Cause(d.ctx)
 	}
@@ -76,46 +95,69 @@ func (d *differ) dir(fd int, path string, lower bool) error {
 		return &os.PathError{Op: "readdir", Path: path, Err: err}
 	}
 	slices.Sort(names)
-	for _, name := range names {
-		p := joinPath(path, name)
-		below, visible := tree.Located{}, false
-		if lower {
-			if below, visible, err = d.base.Lstat(p); err != nil {
-				return err
-			}
-		}
-		under := &below.Entry
-		if !visible {
-			under = nil
-		}
-		if err := d.entry(fd, name, p, under); err != nil {
+	for _, name := range was.merge(names) {
+		if err := d.name(fd, name, joinPath(path, name), lower, was); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// entry writes one name; under is what the chain has there.
-func (d *differ) entry(parent int, name, path string, under *tree.Entry) error {
+// name writes one name of a directory.
+func (d *differ) name(fd int, name, p string, lower bool, was *treeState) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "stat", Path: path, Err: err}
+	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT && was.kid(name) != nil {
+		if !lower {
+			return nil
+		}
+		return d.add(&tree.Entry{Path: p, Type: tree.Whiteout, Offset: -1}, nil)
 	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: p, Err: err}
+	}
+	before := was.kid(name)
+	if before.same(&st) && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	below, visible := tree.Located{}, false
+	if lower {
+		if below, visible, err = d.base.Lstat(p); err != nil {
+			return err
+		}
+	}
+	under := &below.Entry
+	if !visible {
+		under = nil
+	}
+	return d.entry(fd, name, p, &st, under, before)
+}
+
+// entry writes one name; under is what the chain has there.
+func (d *differ) entry(parent int, name, path string, st *unix.Stat_t, under *tree.Entry, was *treeState) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return d.directory(parent, name, path, under)
+		return d.directory(parent, name, path, under, was)
 	case unix.S_IFREG:
 		return d.file(parent, name, path, under)
 	case unix.S_IFSOCK:
+		if under != nil && was != nil { // in an upper directory it hides what it replaced; nothing else does
+			return d.add(&tree.Entry{Path: path, Type: tree.Whiteout, Offset: -1}, nil)
+		}
 		return nil // an address of a process that is gone
 	}
-	if whiteoutStat(&st) {
+	if whiteoutStat(st) {
 		if under == nil {
 			return nil
 		}
-		return d.w.Add(&tree.Entry{Path: path, Type: tree.Whiteout, Offset: -1}, nil)
+		return d.add(&tree.Entry{Path: path, Type: tree.Whiteout, Offset: -1}, nil)
 	}
-	e := statEntry(path, &st)
+	e := statEntry(path, st)
+	line, err := d.owners.readNode(parent, name, e)
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	d.nodes = append(d.nodes, line...)
 	if e.Type == tree.Symlink {
 		link, err := readLink(parent, name)
 		if err != nil {
@@ -130,7 +172,7 @@ func (d *differ) entry(parent int, name, path string, under *tree.Entry) error {
 		sameMetadata(e, under) && sameTime(e, under) {
 		return nil
 	}
-	return d.w.Add(e, nil)
+	return d.add(e, nil)
 }
 
 // linkedNode writes a fifo or device that has several names. A symbolic link with several names is written once for each:
@@ -138,15 +180,15 @@ func (d *differ) entry(parent int, name, path string, under *tree.Entry) error {
 func (d *differ) linkedNode(e *tree.Entry, id inode) error {
 	if first, ok := d.first[id]; ok {
 		e.Hardlink = first.path
+		d.links = append(d.links, e.Path)
 	} else {
 		d.first[id] = firstName{path: e.Path}
 	}
-	return d.w.Add(e, nil)
+	return d.add(e, nil)
 }
 
-// directory writes a directory and what is in it. A directory that was copied up is written even when nothing about it
-// changed: every layer has all parents of what it changes.
-func (d *differ) directory(parent int, name, path string, under *tree.Entry) error {
+// directory writes a directory and what is in it. One about which nothing changed is written when something in it is.
+func (d *differ) directory(parent int, name, path string, under *tree.Entry, was *treeState) error {
 	fd, err := openDirAt(parent, name)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
@@ -160,11 +202,23 @@ func (d *differ) directory(parent int, name, path string, under *tree.Entry) err
 		return err
 	}
 	lower := under != nil && under.Type == tree.Dir
+	if d.private {
+		// Another directory in the place of one that was there: what was in that is gone.
+		marks.opaque = was == nil || was.kids == nil || !was.sameDir(fd)
+		if marks.opaque {
+			was = newState
+		}
+	}
 	e.Opaque = lower && marks.opaque
-	if err := d.w.Add(e, nil); err != nil {
+	depth := len(d.parents)
+	if lower && !e.Opaque && sameMetadata(e, under) && sameTime(e, under) {
+		d.parents = append(d.parents, e)
+	} else if err := d.add(e, nil); err != nil {
 		return err
 	}
-	return d.dir(fd, path, lower && !marks.opaque)
+	err = d.dir(fd, path, lower && !marks.opaque, was)
+	d.parents = d.parents[:min(depth, len(d.parents))]
+	return err
 }
 
 // file writes a regular file.
@@ -192,17 +246,20 @@ func (d *differ) file(parent int, name, path string, under *tree.Entry) error {
 	}
 	if first, ok := d.first[id]; ok && st.Nlink > 1 {
 		e.Hardlink, e.Digest = first.path, first.digest
-		return d.w.Add(e, nil)
+		d.links = append(d.links, path)
+		return d.add(e, nil)
 	}
 	if under != nil && st.Nlink == 1 {
-		if placeholderOf(under, marks, e) {
-			return d.w.Add(e, nil)
-		}
 		if same, err := unchanged(f, e, under); err != nil || same {
 			return err
 		}
 	}
-	if err := d.w.Add(e, f); err != nil {
+	if e.Type != tree.File { // it stands for a device
+		e.Size = 0
+		if err := d.add(e, nil); err != nil {
+			return err
+		}
+	} else if err := d.add(e, f); err != nil {
 		return err
 	}
 	if st.Nlink > 1 {
@@ -223,21 +280,17 @@ func (d *differ) open(path string, fd int) (*tree.Entry, overlayMarks, error) {
 		return nil, marks, &os.PathError{Op: "read the extended attributes of", Path: path, Err: err}
 	}
 	e.Xattrs, marks.path = xattrs, path
-	return e, marks, nil
-}
-
-// placeholderOf turns e into the device node that under is, when the file is no more than the copied-up placeholder of a
-// device that this namespace could not make.
-func placeholderOf(under *tree.Entry, marks overlayMarks, e *tree.Entry) bool {
-	if under.Type != tree.Char && under.Type != tree.Block || e.Size != 0 || !marks.copied {
-		return false
+	if err := d.owners.read(fd, e); err != nil {
+		return nil, marks, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	e.Type, e.Major, e.Minor, e.Offset = under.Type, under.Major, under.Minor, -1
-	return true
+	return e, marks, nil
 }
 
 // unchanged reports whether a file is exactly what the chain has: opening for writing is enough to copy a file up.
 func unchanged(f *os.File, e, under *tree.Entry) (bool, error) {
+	if e.Type != tree.File { // it stands for a device
+		return under.Major == e.Major && under.Minor == e.Minor && sameMetadata(e, under) && sameTime(e, under), nil
+	}
 	if under.Type != tree.File || under.Size != e.Size || !sameMetadata(e, under) || !sameTime(e, under) {
 		return false, nil
 	}
@@ -302,7 +355,6 @@ func readLink(dirfd int, name string) (string, error) {
 type overlayMarks struct {
 	path   string
 	opaque bool
-	copied bool // it has an origin in a lower layer
 	bad    string
 }
 
@@ -361,8 +413,6 @@ func (m *overlayMarks) note(fd int, kind string) error {
 		v, err := getXattr(fd, opaqueXattr)
 		m.opaque = v == "y"
 		return err
-	case "origin":
-		m.copied = true
 	case "redirect", "metacopy":
 		m.bad = overlayXattr + kind
 	}

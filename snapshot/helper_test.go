@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/owner"
 	"build/internal/store"
 	"build/internal/tree"
 )
@@ -35,7 +36,7 @@ func openLayers(t testing.TB, dir string) *Layers {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := New(st, Options{IDKind: "root"})
+	l := New(st, Options{IDKind: "root", IDs: readMap(t)})
 	t.Cleanup(func() { l.Close(); st.Close() })
 	return l
 }
@@ -394,7 +395,7 @@ func applyTar(ctx context.Context, t testing.TB, b []byte) (string, ApplyReport,
 		t.Fatal(err)
 	}
 	defer f.Close()
-	report, err := Apply(ctx, f, bytes.NewReader(b))
+	report, err := newLayers(t).Apply(ctx, f, bytes.NewReader(b))
 	return root, report, err
 }
 
@@ -419,3 +420,13 @@ func sorted(names []string) []string {
 }
 
 func newHash() hash.Hash { return sha256.New() }
+
+// readMap is the map of ids of the namespace the tests run in.
+func readMap(t testing.TB) owner.Map {
+	t.Helper()
+	m, err := owner.ReadMap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/owner"
 	"build/internal/store"
 	"build/internal/tree"
 )
@@ -23,6 +24,8 @@ type Options struct {
 	// IDKind names the id map of this process ("root", or a digest of the map): directories are only exchanged between
 	// processes that see the same owners in them.
 	IDKind string
+	// IDs are those that files can have in this process. The zero value is all.
+	IDs owner.Map
 	// Lease, when set, is told of every directory before it is looked for, so that collection lets it be.
 	Lease *store.Lease
 }
@@ -32,11 +35,13 @@ type Layers struct {
 	st     *store.Store
 	idKind string
 	lease  *store.Lease
+	owners *owners
 
 	mu      sync.Mutex
 	indexes map[digest.Digest]*tree.Index // open ones; they live as long as Layers
 	flying  map[digest.Digest]*indexing
 	ready   map[string]string // directories that the lease keeps: see readyDir
+	idle    []*PrivateTree
 }
 
 // indexing is an index being made in this process.
@@ -50,11 +55,15 @@ type indexing struct {
 // New returns the layers of a store.
 func New(st *store.Store, o Options) *Layers {
 	return &Layers{
-		st: st, idKind: o.IDKind, lease: o.Lease,
+		st: st, idKind: o.IDKind, lease: o.Lease, owners: &owners{ids: o.IDs, nodes: &owner.Nodes{}},
 		indexes: map[digest.Digest]*tree.Index{}, flying: map[digest.Digest]*indexing{},
 		ready: map[string]string{},
 	}
 }
+
+// Nodes is the table of owners of files that cannot carry a record: whoever changes such an owner while a command runs writes it
+// there.
+func (l *Layers) Nodes() *owner.Nodes { return l.owners.nodes }
 
 // Close closes the indexes that were opened. Nothing that was returned may be used afterwards.
 func (l *Layers) Close() error {

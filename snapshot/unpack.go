@@ -72,8 +72,8 @@ func dirKey(diffID digest.Digest, f fixups) string {
 }
 
 // apply gives the implied directories of an unpacked layer their metadata.
-func (f fixups) apply(root *os.File) (ApplyReport, error) {
-	a := newApplier(root)
+func (f fixups) apply(root *os.File, o *owners) (ApplyReport, error) {
+	a := newApplier(root, o)
 	for i := range f {
 		fd, err := openBeneath(a.root, f[i].Path)
 		if err == nil {
@@ -181,7 +181,7 @@ func (l *Layers) makeDir(ctx context.Context, chain []digest.Digest, i int, made
 				return nil, err
 			}
 		}
-		if _, err := f.apply(t.root); err != nil {
+		if _, err := f.apply(t.root, l.owners); err != nil {
 			t.drop()
 			return nil, err
 		}
@@ -197,13 +197,13 @@ func (l *Layers) unpackUnread(ctx context.Context, diffID digest.Digest) (made *
 		if err != nil {
 			return err
 		}
-		a := newApplier(t.root)
+		a := newApplier(t.root, l.owners)
 		report, err := l.readLayer(ctx, diffID, a)
 		if err != nil {
 			t.drop()
 			return err
 		}
-		t.report, made = report, t
+		t.report, t.nodes, made = report, a.nodes, t
 		return nil
 	})
 	if err != nil {
@@ -220,7 +220,9 @@ func (l *Layers) fillTree(ctx context.Context, diffID digest.Digest, t *tempTree
 		return err
 	}
 	defer r.Close()
-	t.report, err = scanLayer(ctx, r, newApplier(t.root), nil)
+	a := newApplier(t.root, l.owners)
+	t.report, err = scanLayer(ctx, r, a, nil)
+	t.nodes = a.nodes
 	return err
 }
 
@@ -234,7 +236,7 @@ func (l *Layers) publishDir(ctx context.Context, key string, fill func() (*tempT
 	path := l.st.DirPath(l.idKind, key)
 	content := path + "/" + store.ContentDir
 	if l.st.DirReady(l.idKind, key) {
-		return content, nil
+		return content, l.owners.load(path)
 	}
 	unlock, err := l.st.Lock(ctx, "dir-"+l.idKind+"-"+key, nil)
 	if err != nil {
@@ -242,7 +244,7 @@ func (l *Layers) publishDir(ctx context.Context, key string, fill func() (*tempT
 	}
 	defer unlock()
 	if l.st.DirReady(l.idKind, key) {
-		return content, nil
+		return content, l.owners.load(path)
 	}
 	t, err := fill()
 	if err != nil {
@@ -253,6 +255,9 @@ func (l *Layers) publishDir(ctx context.Context, key string, fill func() (*tempT
 		return "", err
 	}
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if err := l.owners.save(path, t.nodes); err != nil {
 		return "", err
 	}
 	if err := os.Rename(t.path(), content); err != nil {
@@ -270,6 +275,7 @@ type tempTree struct {
 	root    *os.File
 	release func()
 	report  ApplyReport
+	nodes   []byte // the table of owners of what cannot carry them
 }
 
 func (l *Layers) newTempTree() (*tempTree, error) {

@@ -106,7 +106,7 @@ func (u *Upper) prepare() error {
 	if err != nil {
 		return err
 	}
-	a := newApplier(root)
+	a := newApplier(root, u.l.owners)
 	if err := a.metadata(a.root, &e.Entry); err != nil {
 		return err
 	}
@@ -120,33 +120,35 @@ func (u *Upper) Commit(ctx context.Context) (Layer, error) {
 		return Layer{}, errors.New("commit: the upper directory was given up before")
 	}
 	defer u.Discard()
-	l, err := u.write(ctx)
+	l, nodes, err := u.write(ctx)
 	if err != nil {
 		return Layer{}, fmt.Errorf("commit: %w", err)
 	}
-	t := &tempTree{dir: u.Dir[:len(u.Dir)-len("/"+store.ContentDir)], report: ApplyReport{Bytes: l.Size, Entries: l.Entries}}
+	t := &tempTree{dir: u.Dir[:len(u.Dir)-len("/"+store.ContentDir)], nodes: nodes, report: ApplyReport{Bytes: l.Size, Entries: l.Entries}}
 	if _, err := u.l.publishDir(ctx, dirKey(l.DiffID, nil), func() (*tempTree, error) { return t, nil }); err != nil {
 		return Layer{}, fmt.Errorf("commit: %w", err)
 	}
 	return l, nil
 }
 
-// write writes the layer.
-func (u *Upper) write(ctx context.Context) (Layer, error) {
+// write writes the layer, and returns the table of owners of what cannot carry them.
+func (u *Upper) write(ctx context.Context) (Layer, []byte, error) {
 	root, err := os.Open(u.Dir)
 	if err != nil {
-		return Layer{}, err
+		return Layer{}, nil, err
 	}
 	defer root.Close()
 	w, err := u.l.NewWriter(ctx)
 	if err != nil {
-		return Layer{}, err
+		return Layer{}, nil, err
 	}
 	defer w.Abort()
-	if err := diff(ctx, root, u.chain, w); err != nil {
-		return Layer{}, err
+	d := &differ{ctx: ctx, base: u.chain, w: w, owners: u.l.owners, first: map[inode]firstName{}}
+	if err := d.diff(root, nil); err != nil {
+		return Layer{}, nil, err
 	}
-	return w.Commit()
+	l, err := w.Commit()
+	return l, d.nodes, err
 }
 
 // Discard gives the upper directory up. After Commit it does nothing; it may always be called.

@@ -125,7 +125,7 @@ func checkRecorded(t *testing.T, l *Layers, base digest.Digest, dir string) {
 	if err := unix.Lstat(dir+"/dev/null", &st); err != nil || st.Mode != unix.S_IFREG|0o666 || st.Size != 0 {
 		t.Errorf("placeholder: mode %o, %v", st.Mode, err)
 	}
-	if err := unix.Lstat(dir+"/far", &st); err != nil || st.Mode != unix.S_IFREG|0o755 || st.Uid != 0 || st.Gid != 5 {
+	if err := unix.Lstat(dir+"/far", &st); err != nil || st.Mode != unix.S_IFREG|0o6755 || st.Uid != 65535 || st.Gid != 5 {
 		t.Errorf("unmapped owner: mode %o, %d:%d, %v", st.Mode, st.Uid, st.Gid, err)
 	}
 	x, err := l.Index(t.Context(), base)

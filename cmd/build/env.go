@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"build/internal/build"
 )
 
@@ -53,26 +55,75 @@ func (a *app) storeRoot(flag string) (string, error) {
 		dir = a.getenv("BUILD_ROOT")
 	}
 	if dir == "" {
-		if os.Geteuid() == 0 {
-			return "/var/lib/build", nil
-		}
-		switch data, home := a.getenv("XDG_DATA_HOME"), a.getenv("HOME"); {
-		case filepath.IsAbs(data): // the specification has relative values ignored
-			dir = filepath.Join(data, "build")
-		case home != "":
-			dir = filepath.Join(home, ".local", "share", "build")
-		default:
-			return "", &build.EnvironmentError{
-				Err:  errors.New("no place for the store: neither XDG_DATA_HOME nor HOME is set"),
-				Hint: "say where it may be with --root DIR or BUILD_ROOT",
-			}
-		}
+		return a.defaultRoot()
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", &build.EnvironmentError{Err: fmt.Errorf("store %s: %w", dir, err)}
 	}
 	return abs, nil
+}
+
+// defaultRoot is the first place of the usual ones that can be written to. Users without a home of their own, as in containers with
+// a random user id or a read-only root, get one that lasts as long as /var/tmp does.
+func (a *app) defaultRoot() (string, error) {
+	var places []string
+	if os.Geteuid() == 0 {
+		places = append(places, "/var/lib/build")
+	}
+	if data := a.getenv("XDG_DATA_HOME"); filepath.IsAbs(data) { // the specification has relative values ignored
+		places = append(places, filepath.Join(data, "build"))
+	}
+	if home := a.getenv("HOME"); filepath.IsAbs(home) && home != "/" {
+		places = append(places, filepath.Join(home, ".local", "share", "build"))
+	}
+	own := fmt.Sprintf("build-%d", os.Geteuid())
+	places = append(places, "/var/tmp/"+own)
+	if tmp := a.getenv("TMPDIR"); filepath.IsAbs(tmp) {
+		places = append(places, filepath.Join(tmp, own))
+	}
+	places = append(places, "/tmp/"+own)
+	var tried []string
+	for _, dir := range places {
+		err := usable(dir)
+		if err == nil {
+			if len(tried) > 0 {
+				a.note("the store is %s, because it cannot be elsewhere: %s (say where with --root DIR or BUILD_ROOT)", dir, strings.Join(tried, "; "))
+			}
+			return dir, nil
+		}
+		tried = append(tried, err.Error())
+	}
+	return "", &build.EnvironmentError{
+		Err:  fmt.Errorf("no place for the store: %s", strings.Join(tried, "; ")),
+		Hint: "say where it may be with --root DIR or BUILD_ROOT",
+	}
+}
+
+// usable makes a directory of our own, or finds that it is one and can be written to: in /tmp a stranger may have been there first.
+func usable(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s is not a directory of this user", dir)
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return &fs.PathError{Op: "write to", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// isolation is --isolation, or the environment where there is none.
+func (a *app) isolation(flag string) string {
+	if flag == "" {
+		return a.getenv("BUILD_ISOLATION")
+	}
+	return flag
 }
 
 // dockerConfig is the directory of docker's config.json, "" when there is no home to look in.

@@ -41,6 +41,7 @@ type buildFlags struct {
 	noCacheStages []string
 	allow         []string
 	shmSize       string
+	isolation     string
 	ulimits       []string
 
 	call  string
@@ -77,6 +78,7 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "ssh agent for RUN --mount=type=ssh and git, `SPEC`: default or ID[=SOCKET|KEYFILE,…] (repeatable)")
 	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
 	fs.StringSliceVar(&f.allow, "allow", nil, "`PERMISSION` that a Dockerfile may use: security.insecure (network.host is what steps have anyway)")
+	fs.StringVar(&f.isolation, "isolation", "", "`MEANS` of isolating RUN steps: auto, overlay, tree, chroot or none; with ,ids=host|range|single and ,proc=fresh|bound (default $BUILD_ISOLATION)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
 	fs.StringVar(&f.call, "call", "", "ask instead of building, `METHOD`: check, outline, targets or subrequests.describe; with ,format=json, ,format=sarif (check) and ,ignorestatus")

@@ -7,13 +7,17 @@ import (
 )
 
 // fillLimits reads what bounds the steps, --shm-size and --ulimit, and --allow, which lifts a bound.
-func (f *buildFlags) fillLimits(_ *app, o *build.Options) error {
+func (f *buildFlags) fillLimits(a *app, o *build.Options) error {
 	if f.shmSize != "" {
 		n, err := units.RAMInBytes(f.shmSize)
 		if err != nil || n < 0 {
 			return usagef("invalid --shm-size %q: the form is a number and b, k, m or g", f.shmSize)
 		}
 		o.ShmSize = n
+	}
+	var err error
+	if o.Isolation, err = build.ParseIsolation(a.isolation(f.isolation)); err != nil {
+		return err
 	}
 	for _, given := range f.allow {
 		switch given {

@@ -49,18 +49,6 @@ func onlyFalse(why string) verdict {
 	}
 }
 
-// onlyValues accepts the values that ask for what happens anyway.
-func onlyValues(why string, values ...string) verdict {
-	return func(value string) (string, string) {
-		for _, v := range values {
-			if v == value {
-				return "has no effect: " + why, ""
-			}
-		}
-		return "", notYet
-	}
-}
-
 var otherFlags = []otherFlag{
 	{name: "builder", judge: meaningless("there are no builders to choose from, every build runs by itself")},
 	{name: "rm", bare: "true", judge: meaningless("no containers are left behind in any case")},
@@ -73,7 +61,6 @@ var otherFlags = []otherFlag{
 	{name: "provenance", judge: onlyFalse("no provenance is made")},
 	{name: "sbom", judge: onlyFalse("no SBOM is made")},
 	{name: "attest", judge: judgeAttest},
-	{name: "isolation", judge: onlyValues("this is how steps run", "", "default")},
 	{name: "cgroup-parent", judge: unsupported},
 	{name: "cpu-period", judge: unsupported},
 	{name: "cpu-quota", judge: unsupported},

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"build/executor"
+	"build/internal/owner"
 	"build/internal/store"
 	"build/internal/tree"
 	"build/internal/userns"
@@ -123,6 +124,7 @@ func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error
 	n.stop()
 	n.sweeping.Wait()
 	n.renewed.drop()
+	n.layers.DropTrees()
 	return nil, errors.Join(n.lease.Close(), n.store.Close())
 }
 
@@ -162,8 +164,12 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if err != nil {
 		return nil, err
 	}
+	ids, err := owner.ReadMap()
+	if err != nil {
+		return nil, err
+	}
 	kind := req.Plan.Kind
-	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, Lease: lease})
+	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, IDs: ids, Lease: lease})
 	n.kind = kind
 	n.sweep(kind)
 	return n.chooseRoot(&req)
@@ -205,23 +211,50 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	if err := takeSockets(&req.Spec, files[3:]); err != nil {
 		return nil, err
 	}
-	up, err := n.layers.Begin(ctx, req.Chain)
+	stand, err := n.begin(ctx, req.Chain)
 	if err != nil {
 		return nil, err
 	}
-	defer up.Discard()
+	defer stand.Discard()
 	release, err := n.attach(ctx, &req, files[2])
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	req.Spec.Root = executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}
+	req.Spec.Root = stand.root
 	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
 		return nil, err
 	}
-	l, err := up.Commit(ctx)
+	l, err := stand.Commit(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return &runResponse{DiffID: l.DiffID}, nil
+}
+
+// changeable is what a command changes: an upper directory over layers, or a private tree of them.
+type changeable interface {
+	Commit(context.Context) (snapshot.Layer, error)
+	Discard()
+}
+
+// stand is a chain of layers made ready for a command.
+type stand struct {
+	changeable
+	root executor.Root
+}
+
+func (n *inside) begin(ctx context.Context, chain []digest.Digest) (*stand, error) {
+	if n.root == RootTree {
+		t, err := n.layers.BeginTree(ctx, chain)
+		if err != nil {
+			return nil, err
+		}
+		return &stand{t, executor.Tree{Dir: t.Dir}}, nil
+	}
+	up, err := n.layers.Begin(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
+	return &stand{up, executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}}, nil
 }

@@ -37,14 +37,22 @@ func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (re
 		}
 	}()
 	for _, t := range req.Trees {
-		up, err := n.layers.Begin(ctx, t.Chain)
+		s, err := n.begin(ctx, t.Chain)
 		if err != nil {
 			return nil, fmt.Errorf("mount on %s: %w", t.Target, err)
 		}
-		undo = append(undo, up.Discard)
-		req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: t.Target, Source: executor.BindTree{
-			Overlay: executor.Overlay{Lower: up.Lower, Upper: up.Dir, Work: up.Work}, Sub: t.Sub, ReadOnly: t.ReadOnly,
-		}})
+		var src executor.Source
+		switch r := s.root.(type) {
+		case executor.Overlay:
+			src = executor.BindTree{Overlay: r, Sub: t.Sub, ReadOnly: t.ReadOnly}
+		case executor.Tree:
+			src = executor.BindPath{Path: r.Dir, Sub: t.Sub, ReadOnly: t.ReadOnly}
+		}
+		undo = append(undo, s.Discard)
+		if p, ok := s.changeable.(*snapshot.PrivateTree); ok && t.ReadOnly {
+			undo = append(undo, p.Leave)
+		}
+		req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: t.Target, Source: src})
 	}
 	// Steps that lock several caches lock them in the same order.
 	slices.SortStableFunc(req.Caches, func(a, b cacheMount) int { return strings.Compare(a.Key, b.Key) })
@@ -219,7 +227,7 @@ func (n *inside) seed(ctx context.Context, c cacheMount, into string) error {
 		return err
 	}
 	defer d.Close()
-	if _, err = snapshot.Apply(ctx, d, r); err != nil {
+	if _, err = n.layers.Apply(ctx, d, r); err != nil {
 		return err
 	}
 	if _, err := os.Lstat(filepath.Join(into, filepath.Clean("/"+c.Sub))); errors.Is(err, fs.ErrNotExist) {
