@@ -60,7 +60,7 @@ func handleProbe(ctx context.Context, in json.RawMessage, _ []*os.File) (any, er
 	if err := json.Unmarshal(in, &dir); err != nil {
 		return nil, err
 	}
-	return executor.Probe(ctx, dir), nil
+	return executor.Probe(ctx, dir, executor.Means{}), nil
 }
 
 func handleRemove(_ context.Context, in json.RawMessage, _ []*os.File) (any, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,22 +53,36 @@ func newCheck(name, detail string, err error) Check {
 	return c
 }
 
-// Probe tries, by doing, each primitive that Run uses, with overlays on the file system of dir (where it makes and removes a
-// directory). It must be called where Run would be.
-func Probe(ctx context.Context, dir string) Report {
+// Probe tries, by doing, each primitive that Run uses with these means, with files on the file system of dir (where it makes and
+// removes a directory). It must be called where Run would be.
+func Probe(ctx context.Context, dir string, m Means) Report {
 	var r Report
-	way, err := tryOverlay(dir)
-	r.Checks = append(r.Checks, newCheck("overlay on "+dir, way, err))
-	inside, err := probeNamespaces(ctx)
-	r.Checks = append(r.Checks, newCheck("mount, pid, ipc, uts, cgroup and network namespaces", "", err))
-	r.Checks = append(r.Checks, inside...)
-	_, err = sandboxFilter()
-	r.Checks = append(r.Checks, newCheck("seccomp profile for "+runtime.GOARCH, "", err))
-	if err == nil {
-		_, err = protectedExe()
+	add := func(name, detail string, err error) { r.Checks = append(r.Checks, newCheck(name, detail, err)) }
+	if !m.Chroot {
+		way, err := tryOverlay(dir)
+		add("overlay with userxattr on "+dir, way, err)
+		inside, err := probeInside(ctx, m)
+		add(namespaceNames(m), "", err)
+		r.Checks = append(r.Checks, inside...)
+	} else {
+		inside, err := probeInside(ctx, m)
+		add("a process for a step", "", err)
+		r.Checks = append(r.Checks, inside...)
 	}
-	r.Checks = append(r.Checks, newCheck("protected copy of the program", "", err))
+	_, err := sandboxFilter()
+	add("seccomp profile for "+runtime.GOARCH, "", err)
+	if err == nil && !m.Chroot {
+		_, err = protectedExe()
+		add("protected copy of the program", "", err)
+	}
 	return r
+}
+
+func namespaceNames(m Means) string {
+	if m.BoundProc {
+		return "mount, ipc, uts, cgroup and network namespaces"
+	}
+	return "mount, pid, ipc, uts, cgroup and network namespaces"
 }
 
 // ProbeOverlay tries whether overlays work on the file system of dir, where it makes and removes a directory.
@@ -133,8 +148,8 @@ func useOverlay(fd int, upper string) error {
 	return nil
 }
 
-// probeNamespaces starts a process like a step's first, which tries the rest.
-func probeNamespaces(ctx context.Context) ([]Check, error) {
+// probeInside starts a process like a step's first, which tries the rest.
+func probeInside(ctx context.Context, m Means) ([]Check, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -145,9 +160,13 @@ func probeNamespaces(ctx context.Context) ([]Check, error) {
 		w.Close()
 		return nil, err
 	}
+	means, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
 	p, err := os.StartProcess("/proc/self/exe", []string{argProbe}, &os.ProcAttr{
-		Dir: "/", Env: []string{}, Files: []*os.File{null, null, null, w},
-		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: stepNamespaces | unix.CLONE_NEWNET},
+		Dir: "/", Env: []string{probeMeans + "=" + string(means)}, Files: []*os.File{null, null, null, w},
+		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: probeFlags(m)},
 	})
 	null.Close()
 	w.Close()
@@ -175,9 +194,49 @@ func probeNamespaces(ctx context.Context) ([]Check, error) {
 	return checks, nil
 }
 
-// probeInit is that process. What it mounts is attached nowhere; its namespaces end with it.
+// probeMeans is the variable that tells the probing process what to try.
+const probeMeans = "BUILD_PROBE"
+
+func probeFlags(m Means) uintptr {
+	switch {
+	case m.Chroot:
+		return 0
+	case m.BoundProc:
+		return (stepNamespaces | unix.CLONE_NEWNET) &^ unix.CLONE_NEWPID
+	}
+	return stepNamespaces | unix.CLONE_NEWNET
+}
+
+// prober is that process. What it mounts is attached nowhere; its namespaces end with it.
+type prober struct {
+	means  Means
+	checks []Check
+}
+
+func (p *prober) try(name string, err error) { p.checks = append(p.checks, newCheck(name, "", err)) }
+
 func probeInit() {
 	runtime.LockOSThread()
+	var p prober
+	if json.Unmarshal([]byte(os.Getenv(probeMeans)), &p.means) != nil {
+		os.Exit(1)
+	}
+	if p.means.Chroot {
+		p.chroot()
+	} else {
+		p.mounts()
+	}
+	_, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	p.try("openat2", err)
+	p.filters()
+	if json.NewEncoder(os.NewFile(initSocket, "report")).Encode(p.checks) != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// mounts tries what a step's file systems are made of.
+func (p *prober) mounts() {
 	mount := func(fstype string, options ...string) error {
 		fd, err := newMount(fstype, strictAttrs, options...)
 		if err == nil {
@@ -185,33 +244,71 @@ func probeInit() {
 		}
 		return err
 	}
-	var checks []Check
-	try := func(name string, err error) { checks = append(checks, newCheck(name, "", err)) }
-	try("private mounts", unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
-	try("fresh /proc", mount("proc"))
-	try("sysfs of a network namespace", mount("sysfs"))
-	try("tmpfs", mount("tmpfs", "mode=0755"))
-	try("devpts", mount("devpts", "newinstance"))
+	p.try("private mounts", unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
+	if p.means.BoundProc {
+		_, err := cloneMount("/proc", unix.MOUNT_ATTR_NOSUID)
+		p.try("copy of /proc", err)
+	} else {
+		p.try("fresh /proc", mount("proc"))
+	}
+	err := mount("sysfs")
+	if errors.Is(err, unix.EPERM) {
+		_, err = cloneMount("/sys", unix.MOUNT_ATTR_RDONLY)
+	}
+	p.try("/sys", err)
+	p.try("tmpfs", mount("tmpfs", "mode=0755"))
+	p.try("devpts", mount("devpts", "newinstance"))
 	for _, d := range devices {
 		fd, err := openDevice(d.name, d.major, d.minor)
 		if err == nil {
 			_, err = cloneFD(fd, 0, unix.MOUNT_ATTR_NOSUID)
 		}
 		if err != nil {
-			try("/dev/"+d.name, err)
+			p.try("/dev/"+d.name, err)
 		}
 	}
-	try("loopback interface", loopbackUp())
-	_, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
-	try("openat2", err)
-	// Last: filters stay.
+	p.try("loopback interface", loopbackUp())
+}
+
+// chroot tries what a step without namespaces needs.
+func (p *prober) chroot() {
+	p.try("chroot", unix.Chroot("/"))
+	groups := []uint32{0}
+	_, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&groups[0])), 0)
+	p.try("setgroups", nilErrno(errno))
+}
+
+// filters tries system call filters, last because they stay: one that sends calls to a supervisor first, because a process can have
+// only one of those and the other would not let it be installed.
+func (p *prober) filters() {
+	if p.means.Chroot {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			p.try("no_new_privs", err)
+		}
+	}
+	p.try("seccomp notification", installListener())
 	filter, err := sandboxFilter()
 	if err == nil {
 		err = installFilter(filter)
 	}
-	try("seccomp filter", err)
-	if json.NewEncoder(os.NewFile(initSocket, "report")).Encode(checks) != nil {
-		os.Exit(1)
+	p.try("seccomp filter", err)
+}
+
+// installListener installs a filter that lets everything pass and has a listener.
+func installListener() error {
+	filter := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
+	prog := unix.SockFprog{Len: 1, Filter: &filter[0]}
+	fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if errno == 0 {
+		unix.Close(int(fd))
 	}
-	os.Exit(0)
+	return nilErrno(errno)
+}
+
+func nilErrno(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
 }

@@ -122,7 +122,7 @@ func (a *app) rootCommand(g *globalFlags) *cobra.Command {
 	same := a.buildCommand(g)
 	same.Use = "build [flags] PATH | URL | -"
 	same.Short = "Build an image (the same as without the word)"
-	root.AddCommand(same, a.pushCommand(g), a.imagesCommand(g), a.rmiCommand(g), a.tagCommand(g), a.loginCommand(g), a.versionCommand())
+	root.AddCommand(same, a.pushCommand(g), a.imagesCommand(g), a.rmiCommand(g), a.tagCommand(g), a.loginCommand(g), a.doctorCommand(g), a.versionCommand())
 	root.InitDefaultHelpCmd()
 	return root
 }

@@ -76,9 +76,10 @@ func (e *crossed) Unwrap() error { return e.known }
 func Reentry() bool {
 	n := &inside{}
 	return userns.Reentry(map[string]userns.Handler{
-		"open":  n.open,
-		"run":   n.run,
-		"close": n.close,
+		"open":    n.open,
+		"run":     n.run,
+		"examine": n.examine,
+		"close":   n.close,
 	})
 }
 

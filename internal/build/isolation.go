@@ -166,10 +166,13 @@ func (s *session) noGround(err error) error {
 	}
 	var b strings.Builder
 	b.WriteString("RUN cannot be isolated here:")
-	for _, t := range l.Tried {
-		fmt.Fprintf(&b, "\n  %s: %v", t.Plan, t.Err)
+	var d Diagnosis
+	d.ways(l.Tried)
+	for _, w := range d.Ways {
+		fmt.Fprintf(&b, "\n  %s: %s", w.Name, w.Error)
 	}
-	return &EnvironmentError{Err: errors.New(b.String()), Hint: "what is needed, and the smallest change that gives it: build doctor"}
+	printAdvice(&b, d.Advice)
+	return &EnvironmentError{Err: errors.New(strings.TrimRight(b.String(), "\n")), Hint: "build doctor shows it in full"}
 }
 
 // tellGround says where the steps run, and why not somewhere better.

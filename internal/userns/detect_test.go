@@ -149,7 +149,7 @@ func TestWhoForbids(t *testing.T) {
 	} {
 		name, text, _ := strings.Cut(file, "=")
 		h := fakeHost(t, map[string]string{name: text})
-		blocker, fix := whoForbids(h.root)
+		_, blocker, fix := whoForbids(h.root)
 		if !strings.Contains(blocker, want[0]) || !strings.Contains(fix, want[1]) {
 			t.Errorf("%s: %s, %s", file, blocker, fix)
 		}

@@ -203,7 +203,7 @@ func procMap(pid int, file, content string) error {
 		return nil
 	}
 	e := &Error{Primitive: "id map of a user namespace", Err: err}
-	e.Blocker, e.Fix = whoForbids("")
+	e.Obstacle, e.Blocker, e.Fix = whoForbids("")
 	return e
 }
 

@@ -72,11 +72,28 @@ type Candidate struct {
 
 // Error says why namespaces cannot be had: which primitive failed, who blocks it, and the smallest thing that would help.
 type Error struct {
+	Obstacle  Obstacle
 	Primitive string // e.g. "user namespace"
 	Blocker   string // e.g. "sysctl user.max_user_namespaces is 0"
 	Fix       string // a command or a setting
 	Err       error  // what the kernel or the helper said; may be nil
 }
+
+// Obstacle is the kind of thing that is in the way: what helps depends on it and on where one is.
+type Obstacle string
+
+const (
+	ObstacleSeccomp  Obstacle = "seccomp"      // a filter of the container
+	ObstacleAppArmor Obstacle = "apparmor"     // restricts unprivileged user namespaces
+	ObstacleSysctl   Obstacle = "sysctl"       // forbids user namespaces
+	ObstacleHelper   Obstacle = "newuidmap"    // missing or without power
+	ObstacleSubID    Obstacle = "subuid"       // no range is granted
+	ObstacleNNP      Obstacle = "no-new-privs" // helpers have no effect
+	ObstacleProc     Obstacle = "masked-proc"  // parts of /proc are hidden
+	ObstacleCaps     Obstacle = "capabilities" // root lacks some
+	ObstacleUser     Obstacle = "not-root"     // an ordinary user
+	ObstacleUnknown  Obstacle = "unknown"      // a security module, probably
+)
 
 func (e *Error) Error() string {
 	var b strings.Builder
@@ -156,10 +173,10 @@ func (h host) hostPlan() (Plan, error) {
 		return p, nil
 	}
 	return p, &Error{
-		Primitive: "mount and pid namespaces",
-		Blocker:   "root without CAP_SYS_ADMIN, as in a container with default settings",
-		Fix:       "run the container as an ordinary user with --security-opt seccomp=unconfined, or with --cap-add SYS_ADMIN",
-		Err:       unix.EPERM,
+		Obstacle: ObstacleCaps, Primitive: "mount and pid namespaces",
+		Blocker: "root without CAP_SYS_ADMIN, as in a container with default settings",
+		Fix:     "run the container as an ordinary user with --security-opt seccomp=unconfined, or with --cap-add SYS_ADMIN",
+		Err:     unix.EPERM,
 	}
 }
 
@@ -174,7 +191,7 @@ func (h host) sameMapPlan() (Plan, error) {
 		return p, &Error{Primitive: "user namespace", Blocker: "the id map of this process cannot be read", Err: err}
 	case !h.has(unix.CAP_SETUID) || !h.has(unix.CAP_SETGID):
 		return p, &Error{
-			Primitive: "user namespace with more than one id", Blocker: "root without CAP_SETUID and CAP_SETGID",
+			Obstacle: ObstacleCaps, Primitive: "user namespace with more than one id", Blocker: "root without CAP_SETUID and CAP_SETGID",
 			Fix: "--cap-add SETUID --cap-add SETGID", Err: unix.EPERM,
 		}
 	case p.Kind == KindSingle:
@@ -227,7 +244,7 @@ func (h host) plainPlan() (Plan, error) {
 	p := Plan{Kind: h.rootKind(), IDs: IDsHost, Plain: true}
 	if h.euid != 0 {
 		return p, &Error{
-			Primitive: "chroot", Blocker: "user " + strconv.Itoa(h.euid) + " is not root",
+			Obstacle: ObstacleUser, Primitive: "chroot", Blocker: "user " + strconv.Itoa(h.euid) + " is not root",
 			Fix: "run the container as root (Kubernetes: runAsUser: 0) with its default capabilities", Err: unix.EPERM,
 		}
 	}
@@ -239,7 +256,7 @@ func (h host) plainPlan() (Plan, error) {
 	}
 	if len(missing) > 0 {
 		return p, &Error{
-			Primitive: "chroot", Blocker: "root without the capabilities " + strings.Join(missing, ", "),
+			Obstacle: ObstacleCaps, Primitive: "chroot", Blocker: "root without the capabilities " + strings.Join(missing, ", "),
 			Fix: "--cap-add " + strings.Join(missing, " --cap-add "), Err: unix.EPERM,
 		}
 	}
@@ -279,10 +296,10 @@ func (h host) sysctlBlocks() error {
 		b, err := os.ReadFile(h.root + s.file)
 		if err == nil && strings.TrimSpace(string(b)) == "0" {
 			return &Error{
-				Primitive: "user namespace",
-				Blocker:   "sysctl " + s.name + " is 0",
-				Fix:       "sudo sysctl -w " + s.name + "=" + s.want,
-				Err:       unix.EPERM,
+				Obstacle: ObstacleSysctl, Primitive: "user namespace",
+				Blocker: "sysctl " + s.name + " is 0",
+				Fix:     "sudo sysctl -w " + s.name + "=" + s.want,
+				Err:     unix.EPERM,
 			}
 		}
 	}
@@ -304,10 +321,10 @@ func (h host) rangePlan() (Plan, error) {
 	}
 	if h.noNewPrivs {
 		return p, &Error{
-			Primitive: "newuidmap",
-			Blocker:   "no_new_privs is set on this process, so setuid helpers have no effect",
-			Fix:       "Kubernetes: allowPrivilegeEscalation: true; systemd: NoNewPrivileges=no",
-			Err:       unix.EPERM,
+			Obstacle: ObstacleNNP, Primitive: "newuidmap",
+			Blocker: "no_new_privs is set on this process, so setuid helpers have no effect",
+			Fix:     "Kubernetes: allowPrivilegeEscalation: true; systemd: NoNewPrivileges=no",
+			Err:     unix.EPERM,
 		}
 	}
 	name := h.userName(h.euid)
@@ -325,17 +342,17 @@ func (h host) helper(name string) (string, error) {
 	path, err := h.lookPath(name)
 	if err != nil {
 		return "", &Error{
-			Primitive: name,
-			Blocker:   "not installed",
-			Fix:       "sudo apt-get install uidmap (Fedora: shadow-utils, Alpine: shadow-subids)",
-			Err:       errors.Unwrap(err),
+			Obstacle: ObstacleHelper, Primitive: name,
+			Blocker: "not installed",
+			Fix:     "sudo apt-get install uidmap (Fedora: shadow-utils, Alpine: shadow-subids)",
+			Err:     errors.Unwrap(err),
 		}
 	}
 	if !h.privileged(path) {
 		return "", &Error{
-			Primitive: name,
-			Blocker:   path + " is neither setuid root nor has it the capability to set ids, or its file system is mounted nosuid",
-			Fix:       "sudo chmod u+s " + path,
+			Obstacle: ObstacleHelper, Primitive: name,
+			Blocker: path + " is neither setuid root nor has it the capability to set ids, or its file system is mounted nosuid",
+			Fix:     "sudo chmod u+s " + path,
 		}
 	}
 	return path, nil
@@ -348,10 +365,10 @@ func (h host) idMap(file, name string, id int) ([]IDMap, error) {
 			who = strconv.Itoa(h.euid)
 		}
 		return &Error{
-			Primitive: "subordinate ids",
-			Blocker:   fmt.Sprintf("no range for %s in %s", who, file),
-			Fix:       "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + who,
-			Err:       err,
+			Obstacle: ObstacleSubID, Primitive: "subordinate ids",
+			Blocker: fmt.Sprintf("no range for %s in %s", who, file),
+			Fix:     "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + who,
+			Err:     err,
 		}
 	}
 	f, err := os.Open(h.root + file)
