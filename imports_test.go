@@ -19,7 +19,7 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
@@ -28,6 +28,7 @@ var may = map[string]string{
 	"exporter":          "internal/tree",
 	"internal/buildctx": "internal/git internal/tree",
 	"internal/git":      "",
+	"internal/leak":     "internal/tree",
 	"internal/store":    "",
 	"internal/tree":     "",
 	"internal/progress": "",

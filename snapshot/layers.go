@@ -98,6 +98,8 @@ type Blob struct {
 type layerMeta struct {
 	Version int    `json:"version"`
 	Blobs   []Blob `json:"blobs"`
+	// Remarks are what others remember of the layer: see Layers.Remark.
+	Remarks map[string]json.RawMessage `json:"remarks,omitempty"`
 }
 
 const metaVersion = 1

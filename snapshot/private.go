@@ -26,6 +26,7 @@ type PrivateTree struct {
 	chain   []digest.Digest
 	state   *treeState
 	release func()
+	inspect Inspector
 }
 
 // BeginTree returns a tree of the chain: one that a step before left, completed by the layers it lacks, or a new one.
@@ -265,7 +266,7 @@ func (t *PrivateTree) Commit(ctx context.Context) (Layer, error) {
 // nothing then.
 func (t *PrivateTree) Leave() {
 	next := *t
-	t.release = nil
+	next.inspect, t.release = nil, nil
 	t.l.mu.Lock()
 	defer t.l.mu.Unlock()
 	t.l.idle = append(t.l.idle, &next)
@@ -286,6 +287,7 @@ func (t *PrivateTree) commit(ctx context.Context) (Layer, error) {
 		return Layer{}, err
 	}
 	defer w.Abort()
+	w.Inspect(t.inspect)
 	d := &differ{ctx: ctx, base: base, w: w, owners: t.l.owners, first: map[inode]firstName{}, private: true}
 	if err := d.diff(root, t.state); err != nil {
 		return Layer{}, err

@@ -26,6 +26,7 @@ type Upper struct {
 	chain   *tree.Chain
 	release func()
 	ended   bool
+	inspect Inspector
 }
 
 // Begin makes directories out of the layers of a chain, in parallel, and an upper directory on top of them.
@@ -143,6 +144,7 @@ func (u *Upper) write(ctx context.Context) (Layer, []byte, error) {
 		return Layer{}, nil, err
 	}
 	defer w.Abort()
+	w.Inspect(u.inspect)
 	d := &differ{ctx: ctx, base: u.chain, w: w, owners: u.l.owners, first: map[inode]firstName{}}
 	if err := d.diff(root, nil); err != nil {
 		return Layer{}, nil, err

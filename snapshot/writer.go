@@ -47,6 +47,8 @@ type Writer struct {
 	file *store.FileWriter // the index
 	idx  *tree.Writer
 
+	inspect Inspector // nil: nobody looks
+
 	seed  maphash.Seed
 	files map[uint64]writtenFile // by path, for hard links
 	sum   hash.Hash
@@ -101,6 +103,9 @@ func (w *Writer) Add(e *tree.Entry, content io.Reader) error {
 func (w *Writer) add(e *tree.Entry, content io.Reader) error {
 	if err := w.normalise(e); err != nil {
 		return err
+	}
+	if w.inspect != nil {
+		w.inspect.Entry(e)
 	}
 	h, err := tarHeader(e)
 	if err != nil {
@@ -213,6 +218,9 @@ func (w *Writer) copy(r io.Reader, want int64) (int64, error) {
 		}
 		n, err := r.Read(b)
 		_, _ = w.sum.Write(b[:n]) // a hash never fails
+		if w.inspect != nil {
+			w.inspect.Content(b[:n])
+		}
 		w.out.Filled(n)
 		total += int64(n)
 		if err == io.EOF {
@@ -264,6 +272,11 @@ func (w *Writer) Commit() (Layer, error) {
 func (w *Writer) commit() (Layer, error) {
 	if w.err != nil {
 		return Layer{}, w.err
+	}
+	if w.inspect != nil {
+		if err := w.inspect.Done(); err != nil {
+			return Layer{}, err
+		}
 	}
 	w.off += int64(len(zeroBlocks))
 	if _, err := w.out.Write(zeroBlocks[:]); err != nil {

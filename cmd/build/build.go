@@ -36,6 +36,8 @@ func (a *app) buildCommand(g *globalFlags) *cobra.Command {
 		"pull":     {"always", "missing", "never"},
 		"network":  {"default", "host", "none"},
 		"progress": progressModes,
+
+		"secret-leak": {"warn", "error", "off"},
 	} {
 		// The only error is a flag that does not exist, and these do.
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(choices, cobra.ShellCompDirectiveNoFileComp))

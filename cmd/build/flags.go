@@ -37,6 +37,7 @@ type buildFlags struct {
 	iidFile       string
 	metadataFile  string
 	secrets       []string
+	secretLeak    string
 	ssh           []string
 	noCacheStages []string
 	allow         []string
@@ -74,7 +75,8 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress and print only the image's ID")
 	fs.StringVar(&f.iidFile, "iidfile", "", "write the image's ID to `FILE`")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "write what was made, as JSON, to `FILE`")
-	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME][,cachekey=true] (repeatable)")
+	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, `SPEC`: id=ID[,src=FILE|,env=NAME][,cachekey=true][,leak=ok] (repeatable)")
+	fs.StringVar(&f.secretLeak, "secret-leak", "warn", "`WHAT` happens when a layer or the image's configuration holds a secret that a step mounts: warn, error or off")
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "ssh agent for RUN --mount=type=ssh and git, `SPEC`: default or ID[=SOCKET|KEYFILE,…] (repeatable)")
 	fs.StringSliceVar(&f.noCacheStages, "no-cache-filter", nil, "run every step of these `STAGES` again")
 	fs.StringSliceVar(&f.allow, "allow", nil, "`PERMISSION` that a Dockerfile may use: security.insecure (network.host is what steps have anyway)")

@@ -8,9 +8,9 @@ import (
 	"build/internal/build"
 )
 
-// fillSecrets reads every --secret: id=ID[,src=FILE|,env=NAME][,type=file|env][,cachekey=true]. Without src and env the value
+// fillSecrets reads every --secret: id=ID[,src=FILE|,env=NAME][,type=file|env][,cachekey=true][,leak=ok]. Without src and env the value
 // is that of the environment variable called ID if there is one, else of the file of that name, as with buildx. cachekey is
-// ours: steps that mount the secret run again when its value changes.
+// ours: steps that mount the secret run again when its value changes. So is leak=ok: --secret-leak lets the secret pass.
 func (f *buildFlags) fillSecrets(a *app, o *build.Options) error {
 	for _, given := range f.secrets {
 		s, err := a.parseSecret(given)
@@ -20,13 +20,17 @@ func (f *buildFlags) fillSecrets(a *app, o *build.Options) error {
 		o.Secrets = append(o.Secrets, s)
 	}
 	o.Mask = build.MaskSecrets(o.Secrets)
-	return nil
+	switch o.SecretLeak = build.LeakMode(f.secretLeak); o.SecretLeak {
+	case build.LeakWarn, build.LeakError, build.LeakOff:
+		return nil
+	}
+	return usagef("invalid --secret-leak=%s: the choices are warn, error and off", f.secretLeak)
 }
 
 // secretFlag is one --secret as typed.
 type secretFlag struct {
 	id, src, env, kind string
-	cacheKey           bool
+	cacheKey, leakOK   bool
 }
 
 func (f *secretFlag) set(given, field string) error {
@@ -49,9 +53,14 @@ func (f *secretFlag) set(given, field string) error {
 			return usagef("invalid --secret %q: cachekey= is true or false", given)
 		}
 		f.cacheKey = on
+	case "leak":
+		if value != "ok" {
+			return usagef("invalid --secret %q: leak= is ok or left out", given)
+		}
+		f.leakOK = true
 	default:
 		hint := ""
-		if near, ok := nearest(key, []string{"id", "src", "source", "env", "type", "cachekey"}); ok {
+		if near, ok := nearest(key, []string{"id", "src", "source", "env", "type", "cachekey", "leak"}); ok {
 			hint = "; did you mean " + near + "?"
 		}
 		return usagef("invalid --secret %q: unknown key %q%s", given, key, hint)
@@ -91,7 +100,7 @@ func (a *app) parseSecret(given string) (build.Secret, error) {
 		}
 	}
 	s, err := a.readSecret(&f)
-	s.CacheKey = f.cacheKey
+	s.CacheKey, s.LeakOK = f.cacheKey, f.leakOK
 	return s, err
 }
 

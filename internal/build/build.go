@@ -156,6 +156,9 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err := s.lintFailure(file); err != nil {
 		return nil, err
 	}
+	if err := s.openLeakGate(file, products); err != nil {
+		return nil, err
+	}
 	s.epoch = products[0].graph.Epoch
 	s.planOutputs()
 	for _, p := range products {

@@ -24,7 +24,7 @@ const (
 	ExitOK          = 0
 	ExitInternal    = 1
 	ExitUsage       = 2 // Dockerfile or command line
-	ExitStep        = 3 // a RUN failed; its own code is in the message and the metadata file
+	ExitStep        = 3 // a RUN failed, its own code is in the message and the metadata file; or a step leaked a secret
 	ExitAuth        = 4
 	ExitNetwork     = 5
 	ExitEnvironment = 6
@@ -137,13 +137,14 @@ func ExitCode(err error) int {
 		owner *snapshot.OwnerError
 		lie   *snapshot.DigestError
 		layer *snapshot.LayerError
+		leaks *SecretLeakError
 	)
 	switch {
 	case err == nil:
 		return ExitOK
 	case errors.As(err, &sig):
 		return 128 + int(sig.Signal)
-	case errors.As(err, &step):
+	case errors.As(err, &step), errors.As(err, &leaks):
 		return ExitStep
 	case errors.As(err, &uns), errors.As(err, &env), errors.As(err, &st), errors.As(err, &setup), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS):
 		return ExitEnvironment

@@ -40,6 +40,7 @@ type evaluator struct {
 	shown map[dag.ID]bool // as running or cached
 
 	mountSels map[mountID]*future[*selection]
+	searched  map[dag.ID]bool // cached steps of which it is known what leaked
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
@@ -91,6 +92,7 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		shown: map[dag.ID]bool{},
 
 		mountSels: map[mountID]*future[*selection]{},
+		searched:  map[dag.ID]bool{},
 		final:     map[dag.ID]bool{},
 		bg:        bg, bgCtx: bgCtx,
 	}
@@ -153,6 +155,9 @@ func (e *evaluator) evalStep(ctx context.Context, id dag.ID) (*outcome, error) {
 		return nil, err
 	}
 	if o := e.lookup(step, def.key); o != nil {
+		if err := e.leakedAbove(ctx, id, o.chain); err != nil {
+			return nil, err
+		}
 		e.cachedAbove(id)
 		return o, nil
 	}
@@ -182,6 +187,9 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	defer unlock()
 	if o := e.lookup(step, content.key); o != nil {
 		o = onBase(step, in, o)
+		if err := e.leakedBefore(ctx, step, o.chain[len(o.chain)-1], true); err != nil {
+			return nil, err
+		}
 		_ = e.cache.Alias(def.key, o.record(step), def.hash.Text()) // failing to is no error: the content key still answers
 		e.emitCached(step)
 		return o, nil
@@ -238,7 +246,7 @@ func (e *evaluator) perform(ctx context.Context, step *dag.Step, in []*outcome) 
 	case dag.Copy:
 		return e.copy(ctx, step, op, in)
 	case dag.Mkdir:
-		return e.mkdir(ctx, op, in)
+		return e.mkdir(ctx, step, op, in)
 	}
 	return "", fmt.Errorf("internal error: no work known for %T", step.Op)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"build/executor"
+	"build/internal/leak"
 	"build/internal/owner"
 	"build/internal/store"
 	"build/internal/tree"
@@ -46,6 +47,10 @@ func fromHolder(err error) error {
 		switch r.Kind {
 		case snapshot.KindNotHere:
 			return &crossed{r, snapshot.ErrNotHere}
+		case kindLeak:
+			if own := new(SecretLeakError); json.Unmarshal(r.Data, own) == nil {
+				return own
+			}
 		case tree.KindCorrupt:
 			return &crossed{r, tree.ErrCorrupt}
 		}
@@ -101,8 +106,12 @@ type (
 
 		Trees  []treeMount
 		Caches []cacheMount
+		Leaks  *leakRequest // nil: the layer is not searched
 	}
-	runResponse struct{ DiffID digest.Digest }
+	runResponse struct {
+		DiffID digest.Digest
+		Leaks  []leak.Finding
+	}
 )
 
 // inside is the holder's side: the same store, opened in the process that owns the ids of what lies in local/.
@@ -226,15 +235,20 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
 		return nil, err
 	}
+	search := req.Leaks.search()
+	if search != nil {
+		stand.Inspect(search)
+	}
 	l, err := stand.Commit(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &runResponse{DiffID: l.DiffID}, nil
+	return &runResponse{DiffID: l.DiffID, Leaks: search.findings()}, nil
 }
 
 // changeable is what a command changes: an upper directory over layers, or a private tree of them.
 type changeable interface {
+	Inspect(snapshot.Inspector)
 	Commit(context.Context) (snapshot.Layer, error)
 	Discard()
 }

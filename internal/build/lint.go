@@ -104,7 +104,11 @@ func PrintWarnings(w io.Writer, list []parser.Warning) error {
 		return nil
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n %s found (build --check shows the lines):\n", plural(len(list), "warning"))
+	hint := ""
+	if slices.ContainsFunc(list, func(w parser.Warning) bool { return w.Rule != "" }) {
+		hint = " (build --check shows the lines)"
+	}
+	fmt.Fprintf(&b, "\n %s found%s:\n", plural(len(list), "warning"), hint)
 	for _, x := range list {
 		place := x.Range.File
 		if x.Range.Start.Line > 0 {

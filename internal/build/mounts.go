@@ -28,6 +28,8 @@ type Secret struct {
 	// CacheKey lets the value decide whether a step that mounts it runs again: an HMAC of it under the store's own key enters
 	// the step's.
 	CacheKey bool
+	// LeakOK says that it may be in layers: it is meant to, or not worth a word.
+	LeakOK bool
 }
 
 // treeMount is a path of a chain of layers that a step sees somewhere (type=bind).

@@ -59,6 +59,7 @@ type Options struct {
 	Secrets       []Secret
 	SSH           []SSHAgent
 	KnownHosts    []string            // files with the keys of ssh hosts
+	SecretLeak    LeakMode            // what happens when a secret ends up in a layer; "" is LeakWarn
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
 	AllowInsecure bool                // RUN --security=insecure
 	Isolation     Isolation           // of RUN

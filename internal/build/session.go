@@ -62,7 +62,8 @@ type session struct {
 	dockerfile []byte // its text, for error messages
 	definition *buildctx.Dockerfile
 	found      findings // of lint
-	asked      string   // what is asked instead of building, "" for a build
+	leaks      *leakGate
+	asked      string // what is asked instead of building, "" for a build
 	tallies    struct{ cached, ran int }
 	added      bool // something was fetched
 }

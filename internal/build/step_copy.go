@@ -53,7 +53,7 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 	if op.Link {
 		base = tree.NewChain(nil)
 	}
-	diffID, err := e.writeLayer(ctx, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
+	diffID, err := e.writeStep(ctx, step, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
 	for _, archive := range sel.files.Zstd {
 		e.warnOf(parser.Warning{Range: step.Pos, Msg: "ADD unpacks " + archive + ", which is compressed by zstd, a format that the Dockerfile reference " +
 			"does not list; say --unpack=true or --unpack=false"})
@@ -139,7 +139,7 @@ func (e *evaluator) writeLayer(ctx context.Context, fill func(*snapshot.Writer) 
 }
 
 // mkdir writes the layer of a WORKDIR.
-func (e *evaluator) mkdir(ctx context.Context, op dag.Mkdir, in []*outcome) (digest.Digest, error) {
+func (e *evaluator) mkdir(ctx context.Context, step *dag.Step, op dag.Mkdir, in []*outcome) (digest.Digest, error) {
 	base, layers, err := e.baseChain(ctx, in[0])
 	if err != nil {
 		return "", err
@@ -150,7 +150,7 @@ func (e *evaluator) mkdir(ctx context.Context, op dag.Mkdir, in []*outcome) (dig
 			return "", fmt.Errorf("owner of %s: %w", op.Path, err)
 		}
 	}
-	return e.writeLayer(ctx, func(w *snapshot.Writer) error {
+	return e.writeStep(ctx, step, func(w *snapshot.Writer) error {
 		return snapshot.Mkdir(ctx, base, strings.TrimPrefix(op.Path, "/"), owner, e.began, w)
 	})
 }

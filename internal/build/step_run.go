@@ -40,7 +40,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", err
 	}
-	req := runRequest{Chain: chain, Spec: e.runSpec(op, ground)}
+	req := runRequest{Chain: chain, Spec: e.runSpec(op, ground), Leaks: e.leaks.request()}
 	if err := e.mounts(ctx, step, op, in, &req); err != nil {
 		logs.close()
 		return "", err
@@ -57,7 +57,10 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", e.stepFailed(step, op, fromHolder(err), logs)
 	}
-	return resp.DiffID, e.leaseLayer(resp.DiffID)
+	if err := e.leaseLayer(resp.DiffID); err != nil {
+		return "", err
+	}
+	return resp.DiffID, e.leaked(ctx, step, resp.DiffID, resp.Leaks)
 }
 
 // cannotExecute is the exit code of a program that is there and that the kernel does not execute.
