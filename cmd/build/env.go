@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -27,11 +28,21 @@ func (a *app) storeOptions(g *globalFlags) (build.StoreOptions, error) {
 	if err != nil {
 		return build.StoreOptions{}, err
 	}
+	for _, host := range g.insecure {
+		if !isHost(host) {
+			return build.StoreOptions{}, usagef("invalid --insecure %q: the form is HOST or HOST:PORT", host)
+		}
+	}
 	return build.StoreOptions{
 		Root: root, Insecure: g.insecure, Mirrors: mirrors, Offline: g.offline,
 		DockerConfig: a.dockerConfig(g), CertsDirs: a.certsDirs(),
 	}, nil
 }
+
+var hostForm = regexp.MustCompile(`^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$`)
+
+// isHost reports whether s names a host, with or without a port: no URL, no network, no image.
+func isHost(s string) bool { return hostForm.MatchString(s) }
 
 // mirrors reads --registry-mirror, or the environment where there is none.
 func (a *app) mirrors(given []string) ([]build.Mirror, error) {

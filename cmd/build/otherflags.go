@@ -39,6 +39,16 @@ func meaningless(why string) verdict {
 	return func(string) (string, string) { return "has no effect: " + why, "" }
 }
 
+// idle accepts a switch that has no meaning here, on or off.
+func idle(why string) verdict {
+	return func(value string) (string, string) {
+		if _, err := strconv.ParseBool(value); err != nil {
+			return "", "the choices are true and false"
+		}
+		return "has no effect: " + why, ""
+	}
+}
+
 // onlyFalse accepts a switch that is turned off.
 func onlyFalse(why string) verdict {
 	return func(value string) (string, string) {
@@ -51,11 +61,11 @@ func onlyFalse(why string) verdict {
 
 var otherFlags = []otherFlag{
 	{name: "builder", judge: meaningless("there are no builders to choose from, every build runs by itself")},
-	{name: "rm", bare: "true", judge: meaningless("no containers are left behind in any case")},
-	{name: "force-rm", bare: "true", judge: meaningless("no containers are left behind in any case")},
-	{name: "compress", bare: "true", judge: meaningless("the context is read in place")},
+	{name: "rm", bare: "true", judge: idle("no containers are left behind in any case")},
+	{name: "force-rm", bare: "true", judge: idle("no containers are left behind in any case")},
+	{name: "compress", bare: "true", judge: idle("the context is read in place")},
 	contentTrust,
-	{name: "debug", short: "D", bare: "true", judge: meaningless("there is no debug log; --progress=plain shows everything")},
+	{name: "debug", short: "D", bare: "true", judge: idle("there is no debug log; --progress=plain shows everything")},
 	{name: "cache-from", judge: meaningless(notYet + "; the local cache is used")},
 	{name: "cache-to", judge: meaningless(notYet + "; the local cache is kept")},
 	{name: "provenance", judge: onlyFalse("no provenance is made")},
@@ -152,4 +162,4 @@ func judgeOthers(seen []seenFlag, note func(string, ...any)) error {
 }
 
 // contentTrust is also a flag of docker push.
-var contentTrust = otherFlag{name: "disable-content-trust", bare: "true", judge: meaningless("content trust is not used; images are verified by digest")}
+var contentTrust = otherFlag{name: "disable-content-trust", bare: "true", judge: idle("content trust is not used; images are verified by digest")}

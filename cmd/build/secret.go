@@ -17,6 +17,9 @@ func (f *buildFlags) fillSecrets(a *app, o *build.Options) error {
 		if err != nil {
 			return err
 		}
+		if build.TooShortToMask(s.Data) {
+			a.note("--secret id=%s is not masked in what steps print: it is too short", s.ID)
+		}
 		o.Secrets = append(o.Secrets, s)
 	}
 	o.Mask = build.MaskSecrets(o.Secrets)

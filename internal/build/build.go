@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	"build/dag"
 	"build/internal/buildctx"
@@ -149,6 +152,7 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.warnOfNoStages(file)
 	products, err := s.lowerAll(ctx, file)
 	if err != nil {
 		return nil, err
@@ -240,6 +244,16 @@ func (s *session) lower(ctx context.Context, f *parser.File, platform int) (*dag
 		}
 		if len(have) == before {
 			return nil, fmt.Errorf("internal error: %d images resolved, and the same are wanted again", len(needs))
+		}
+	}
+}
+
+// warnOfNoStages tells which names of --no-cache-filter are no stage's: its steps are answered from the cache then. As in
+// BuildKit it is no error, because one command line is often used for several Dockerfiles.
+func (s *session) warnOfNoStages(f *parser.File) {
+	for _, name := range s.opts.NoCacheStages {
+		if !slices.ContainsFunc(f.Stages, func(st instructions.Stage) bool { return strings.EqualFold(st.Name, name) }) {
+			s.warn("--no-cache-filter=%s has no effect: %s has no stage of that name", name, f.Name)
 		}
 	}
 }

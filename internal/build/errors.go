@@ -65,12 +65,20 @@ type StepError struct {
 	Signal string
 	OOM    bool
 	Msg    string   // why it could not be started
+	Hint   string   // what the machine has to do with it, "" nothing
 	Tail   []string // last lines it printed
 	Log    string   // file with everything it printed
 	source []byte
 }
 
 func (e *StepError) Error() string {
+	if e.Hint != "" {
+		return e.failure() + "\n  " + e.Hint
+	}
+	return e.failure()
+}
+
+func (e *StepError) failure() string {
 	cmd := strings.Join(e.Args, " ")
 	switch {
 	case e.Msg != "":

@@ -348,7 +348,7 @@ func TestDiskFull(t *testing.T) {
 	w.ok(from("FROM base\nRUN true\n"))
 	full("a file of the context", "FROM base\nCOPY big /\n", "Dockerfile:2")
 	full("the layer of a RUN", "FROM base\nRUN yes | head -c 3500000 > /x\n", "Dockerfile:2")
-	w.fails(ExitStep, []string{"exit code: 5", "Dockerfile:2"}, from("FROM base\nRUN head -c 7000000 /dev/zero > /x || exit 5\n"))
+	w.fails(ExitStep, []string{"exit code: 5", "Dockerfile:2", "the file system of the store, " + w.root + ", is full ("}, from("FROM base\nRUN head -c 7000000 /dev/zero > /x || exit 5\n"))
 	w.sound()
 	if images, err := Images(t.Context(), StoreOptions{Root: w.root}); err != nil || len(images) > 0 {
 		t.Errorf("named anyway: %v, %v", images, err)

@@ -47,6 +47,10 @@ func fromHolder(err error) error {
 		switch r.Kind {
 		case snapshot.KindNotHere:
 			return &crossed{r, snapshot.ErrNotHere}
+		case kindFull:
+			if own := fullFromRemote(r.Data); own != nil {
+				return own
+			}
 		case kindLeak:
 			if own := new(SecretLeakError); json.Unmarshal(r.Data, own) == nil {
 				return own
@@ -233,7 +237,7 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	defer release()
 	req.Spec.Root = stand.root
 	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
-		return nil, err
+		return nil, n.blameRoom(err)
 	}
 	search := req.Leaks.search()
 	if search != nil {

@@ -9,6 +9,13 @@ import (
 // its place would say more than they hide.
 const shortestMask = 4
 
+// TooShortToMask reports whether there is a secret and nothing of it is masked. Short lines of a longer one, such as the
+// brackets of JSON, are nobody's concern.
+func TooShortToMask(data []byte) bool {
+	n := len(bytes.TrimSpace(data))
+	return n > 0 && n < shortestMask
+}
+
 var stars = []byte("****")
 
 // MaskSecrets returns a function that replaces secrets in a line of output, or nil when there is nothing to replace. Of

@@ -204,7 +204,7 @@ func (s *session) localImage(ref string, want ocispec.Platform) (*localImage, er
 		}
 		return &localImage{n, img}, nil
 	}
-	return nil, nil
+	return s.localByDigest(ref, want)
 }
 
 // nameKey is the name an image for one platform is kept under: the host's platform has the plain one, and so has an index.
@@ -285,7 +285,7 @@ func (s *session) sayLocal(id progress.ID, ref string, l *localImage) {
 		how = "pulled"
 	}
 	s.emit(progress.Message{ID: id, Text: fmt.Sprintf("%s → %s (%s %s ago; --pull to refresh)", familiar(ref), l.img.Digest, how, age(time.Since(l.name.Time)))})
-	if l.name.Origin == store.Pulled {
+	if l.name.Origin == store.Pulled || digestOf(ref) != "" { // a digest hides nothing
 		return
 	}
 	named, err := reference.ParseNormalizedNamed(ref)

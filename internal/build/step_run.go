@@ -81,7 +81,7 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 	}
 	return &StepError{
 		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,
-		Tail: logs.tail.lines(), source: e.dockerfile,
+		Hint: e.fullHint(err), Tail: logs.tail.lines(), source: e.dockerfile,
 	}
 }
 
@@ -204,17 +204,17 @@ func newStepLog(s *session, id progress.ID) (*stepLog, error) {
 		})
 		return w, nil
 	}
-	if l.stdout, err = pump(1); err != nil {
-		return nil, err
+	if l.stdout, err = pump(1); err == nil {
+		l.stderr, err = pump(2)
 	}
-	if l.stderr, err = pump(2); err != nil {
-		l.stdout.Close()
+	if err != nil {
+		l.close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// close gives up our copies of the step's ends and waits until everything the step wrote has been passed on.
+// close gives up our copies of the step's ends, as far as they were made, and waits until everything the step wrote has been passed on.
 func (l *stepLog) close() {
 	l.stdin.Close()
 	l.stdout.Close()

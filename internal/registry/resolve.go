@@ -1,11 +1,13 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -187,9 +189,23 @@ func (r *repository) fetch(ctx context.Context, req *request, d ocispec.Descript
 	if err != nil {
 		return nil, "", err
 	}
+	if isWebPage(resp.Header.Get("Content-Type"), raw) && (d.Digest == "" || d.Digest.Algorithm().FromBytes(raw) != d.Digest) {
+		// No damage and no strange image: whatever answered is no registry, and will not be one a moment later.
+		e := errorf(Network, "the registry answered with a web page")
+		e.Hint = fmt.Sprintf("check that %s is a registry, and that no proxy or login page stands before it", r.h.name)
+		return nil, "", &finalError{e}
+	}
 	claimed := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 	said, err := checkBody(raw, d, claimed, resp.Header.Get("Content-Type"))
 	return raw, said, err
+}
+
+// isWebPage reports whether an answer is HTML, by what it calls itself or how it begins.
+func isWebPage(contentType string, body []byte) bool {
+	body = bytes.TrimSpace(body[:min(len(body), 512)])
+	begin := strings.ToLower(string(body[:min(len(body), 14)]))
+	return mediaType(contentType) == "text/html" && !strings.HasPrefix(begin, "{") ||
+		strings.HasPrefix(begin, "<!doctype html") || strings.HasPrefix(begin, "<html")
 }
 
 // checkBody compares a manifest with everything that was said about it.
