@@ -26,8 +26,8 @@ func init() {
 	switch os.Args[0] {
 	case argInit:
 		stepInit()
-	case argProbe:
-		probeInit()
+	case argProbe, argProbeBound, argProbeChroot:
+		probeInit(os.Args[0])
 	}
 }
 

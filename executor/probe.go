@@ -14,8 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// argProbe is argument zero of the process that tries what needs new namespaces.
-const argProbe = "build-probe"
+// Arguments zero of the process that tries what needs new namespaces.
+const (
+	argProbe       = "build-probe"
+	argProbeBound  = "build-probe-bound" // without a fresh /proc
+	argProbeChroot = "build-probe-chroot"
+)
 
 // Report is what Probe found, in the order in which a step needs it.
 type Report struct{ Checks []Check }
@@ -160,13 +164,16 @@ func probeInside(ctx context.Context, m Means) ([]Check, error) {
 		w.Close()
 		return nil, err
 	}
-	means, err := json.Marshal(m)
-	if err != nil {
-		return nil, err
+	arg, flags := argProbe, uintptr(stepNamespaces|unix.CLONE_NEWNET)
+	switch {
+	case m.Chroot:
+		arg, flags = argProbeChroot, 0
+	case m.BoundProc:
+		arg, flags = argProbeBound, flags&^unix.CLONE_NEWPID
 	}
-	p, err := os.StartProcess("/proc/self/exe", []string{argProbe}, &os.ProcAttr{
-		Dir: "/", Env: []string{probeMeans + "=" + string(means)}, Files: []*os.File{null, null, null, w},
-		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: probeFlags(m)},
+	p, err := os.StartProcess("/proc/self/exe", []string{arg}, &os.ProcAttr{
+		Dir: "/", Env: []string{}, Files: []*os.File{null, null, null, w},
+		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags},
 	})
 	null.Close()
 	w.Close()
@@ -194,19 +201,6 @@ func probeInside(ctx context.Context, m Means) ([]Check, error) {
 	return checks, nil
 }
 
-// probeMeans is the variable that tells the probing process what to try.
-const probeMeans = "BUILD_PROBE"
-
-func probeFlags(m Means) uintptr {
-	switch {
-	case m.Chroot:
-		return 0
-	case m.BoundProc:
-		return (stepNamespaces | unix.CLONE_NEWNET) &^ unix.CLONE_NEWPID
-	}
-	return stepNamespaces | unix.CLONE_NEWNET
-}
-
 // prober is that process. What it mounts is attached nowhere; its namespaces end with it.
 type prober struct {
 	means  Means
@@ -215,12 +209,9 @@ type prober struct {
 
 func (p *prober) try(name string, err error) { p.checks = append(p.checks, newCheck(name, "", err)) }
 
-func probeInit() {
+func probeInit(arg string) {
 	runtime.LockOSThread()
-	var p prober
-	if json.Unmarshal([]byte(os.Getenv(probeMeans)), &p.means) != nil {
-		os.Exit(1)
-	}
+	p := prober{means: Means{Chroot: arg == argProbeChroot, BoundProc: arg == argProbeBound}}
 	if p.means.Chroot {
 		p.chroot()
 	} else {

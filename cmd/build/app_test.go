@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -44,6 +46,13 @@ func fakeApp(t *testing.T, env map[string]string, argv ...string) (*app, func() 
 // parse runs a command line through the flags and their meaning.
 func parse(t *testing.T, env map[string]string, args ...string) (build.Options, string, error) {
 	t.Helper()
+	env = maps.Clone(env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	if _, ok := env["BUILD_ROOT"]; !ok {
+		env["BUILD_ROOT"] = "/store" // not one that has to be found, which is told
+	}
 	a, stderr := fakeApp(t, env)
 	g, f := &globalFlags{}, &buildFlags{}
 	fs := pflag.NewFlagSet("build", pflag.ContinueOnError)
@@ -224,32 +233,43 @@ func TestFindDockerSkipsItself(t *testing.T) {
 	}
 }
 
+// The store is in the first of the usual places that can be written to, and what was passed over is told.
 func TestStoreRoot(t *testing.T) {
+	dir := t.TempDir()
+	own := fmt.Sprintf("/var/tmp/build-%d", os.Geteuid())
 	for _, tc := range []struct {
-		flag string
-		env  map[string]string
-		want string // for a user; root has one default
+		flag  string
+		env   map[string]string
+		want  string // for a user; root has one default
+		notes string
 	}{
-		{"/flag", map[string]string{"BUILD_ROOT": "/env"}, "/flag"},
-		{"", map[string]string{"BUILD_ROOT": "/env", "HOME": "/h"}, "/env"},
-		{"", map[string]string{"XDG_DATA_HOME": "/data", "HOME": "/h"}, "/data/build"},
-		{"", map[string]string{"XDG_DATA_HOME": "relative", "HOME": "/h"}, "/h/.local/share/build"},
+		{"/flag", map[string]string{"BUILD_ROOT": "/env"}, "/flag", ""},
+		{"", map[string]string{"BUILD_ROOT": "/env", "HOME": dir}, "/env", ""},
+		{"", map[string]string{"XDG_DATA_HOME": dir + "/data", "HOME": dir}, dir + "/data/build", ""},
+		{"", map[string]string{"XDG_DATA_HOME": "relative", "HOME": dir}, dir + "/.local/share/build", ""},
+		{"", map[string]string{"HOME": "/proc/1"}, own, "/proc/1"},
+		{"", map[string]string{"HOME": "/"}, own, ""},
+		{"", nil, own, ""},
 	} {
 		want := tc.want
 		if os.Geteuid() == 0 && tc.flag == "" && tc.env["BUILD_ROOT"] == "" {
-			want = "/var/lib/build"
+			want, tc.notes = "/var/lib/build", ""
 		}
-		a, _ := fakeApp(t, tc.env)
+		a, stderr := fakeApp(t, tc.env)
 		got, err := a.storeRoot(tc.flag)
 		if err != nil || got != want {
 			t.Errorf("storeRoot(%q) with %v = %q, %v, want %q", tc.flag, tc.env, got, err, want)
 		}
-	}
-	if os.Geteuid() != 0 {
-		a, _ := fakeApp(t, nil)
-		if _, err := a.storeRoot(""); build.ExitCode(err) != build.ExitEnvironment {
-			t.Errorf("without any home: %v, want an error of the environment", err)
+		if said := stderr(); (said != "") != (tc.notes != "") || !strings.Contains(said, tc.notes) {
+			t.Errorf("with %v it said %q, want %q", tc.env, said, tc.notes)
 		}
+	}
+	stranger := t.TempDir() + "/file"
+	if err := os.WriteFile(stranger, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := usable(stranger); err == nil {
+		t.Error("a file was taken for a place for the store")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -25,9 +26,10 @@ func Reentry(handlers map[string]Handler) bool {
 	if len(os.Args) != 1 {
 		return false
 	}
+	if mode, ok := strings.CutPrefix(os.Args[0], argUnmapped); ok {
+		awaitMaps(mode)
+	}
 	switch os.Args[0] {
-	case argUnmapped:
-		awaitMaps()
 	case argHolder, argShared, argPlain:
 		holder(os.Args[0], handlers)
 	default:
@@ -38,7 +40,7 @@ func Reentry(handlers map[string]Handler) bool {
 
 // awaitMaps waits in the new user namespace until the front process has written its maps, then executes the program again:
 // only an execution as user 0 gives back the capabilities that the first one took.
-func awaitMaps() {
+func awaitMaps(mode string) {
 	var b [1]byte
 	for {
 		n, err := unix.Read(holderSocket, b[:])
@@ -50,7 +52,7 @@ func awaitMaps() {
 		}
 		break
 	}
-	err := syscall.Exec("/proc/self/exe", []string{os.Getenv(nextArg)}, []string{})
+	err := syscall.Exec("/proc/self/exe", []string{mode}, []string{})
 	die("execute the holder again", err)
 }
 

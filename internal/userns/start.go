@@ -21,14 +21,11 @@ import (
 // The holder is recognised by its argument zero; nothing else of the command line or the environment is looked at, and none
 // of the front process's environment is passed on.
 const (
-	argHolder   = "build-holder"          // in its namespaces, with its capabilities
-	argUnmapped = "build-holder-unmapped" // in a user namespace whose maps are not written yet
-	argShared   = "build-holder-shared"   // without a pid namespace
-	argPlain    = "build-holder-plain"    // without namespaces
+	argHolder   = "build-holder"        // in its namespaces, with its capabilities
+	argUnmapped = "unmapped "           // in a user namespace whose maps are not written yet; what it will be follows
+	argShared   = "build-holder-shared" // without a pid namespace
+	argPlain    = "build-holder-plain"  // without namespaces
 )
-
-// nextArg is a variable that tells a holder which awaits its maps what to be then.
-const nextArg = "BUILD_HOLDER"
 
 // holderSocket is the descriptor at which the holder finds its end of the socket.
 const holderSocket = 3
@@ -129,8 +126,7 @@ func holderCommand(p Plan, sock *os.File, stderr *tail) *exec.Cmd {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
 	}
 	if p.NewUser() {
-		cmd.Env = []string{nextArg + "=" + cmd.Args[0]}
-		cmd.Args[0] = argUnmapped
+		cmd.Args[0] = argUnmapped + cmd.Args[0]
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 	}
 	return cmd
