@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,21 @@ func (s *sources) bindTree(target string, b BindTree, sec Security) error {
 	}
 	// The copy of a path of a mount that is attached nowhere belongs to that mount, so it stays open with the others.
 	s.keep(tree, target+" (tree)")
+	err = s.bindIn(tree, target, b, sec)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// Kernels before 6.15 copy only what is attached.
+	return inMountNamespace(func() error {
+		err := unix.MoveMount(tree, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH)
+		if err != nil {
+			return fmt.Errorf("attach the source: %w", err)
+		}
+		return s.bindIn(tree, target, b, sec)
+	})
+}
+
+func (s *sources) bindIn(tree int, target string, b BindTree, sec Security) error {
 	fd, err := openInRoot(tree, b.Sub, unix.O_PATH)
 	if err != nil {
 		return fmt.Errorf("open %s in the source: %w", b.Sub, err)

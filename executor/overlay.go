@@ -195,7 +195,8 @@ func mountOverlay(o Overlay, attrs int) (fd int, way string, err error) {
 		if err == nil || errors.As(err, &oe) {
 			err = werr
 		}
-		if !errors.Is(werr, unix.EINVAL) && !errors.Is(werr, unix.ENOSYS) {
+		// EOPNOTSUPP is what a file system of the old interface (overlay before 6.5) says of a descriptor as an option.
+		if !errors.Is(werr, unix.EINVAL) && !errors.Is(werr, unix.ENOSYS) && !errors.Is(werr, unix.EOPNOTSUPP) {
 			break
 		}
 	}
@@ -247,28 +248,33 @@ func overlayWith(o Overlay, attrs int, set func(fs int, key string, fd int) erro
 // overlayByMount is for kernels before 6.5. mount(2) can only attach, so it happens in a mount namespace of a thread that ends
 // with this function, from which a detached copy is taken. All options must fit in one page: the thread's working directory is
 // its table of descriptors, in which a layer's name is a number.
-func overlayByMount(o Overlay, attrs int) (int, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result)
+func overlayByMount(o Overlay, attrs int) (fd int, err error) {
+	fd = -1
+	err = inMountNamespace(func() (err error) {
+		fd, err = overlayOnThread(o, uint64(attrs))
+		return err
+	})
+	return fd, err
+}
+
+// inMountNamespace calls f on a thread that has a mount namespace of its own and ends with it: what f attaches nobody else sees,
+// and of it only detached copies stay.
+func inMountNamespace(f func() error) error {
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends here
-		fd, err := overlayOnThread(o, uint64(attrs))
-		done <- result{fd, err}
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			done <- fmt.Errorf("new mount namespace: %w", err)
+		} else if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+			done <- fmt.Errorf("make mounts private: %w", err)
+		} else {
+			done <- f()
+		}
 	}()
-	r := <-done
-	return r.fd, r.err
+	return <-done
 }
 
 func overlayOnThread(o Overlay, attrs uint64) (int, error) {
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return -1, fmt.Errorf("new mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		return -1, fmt.Errorf("make mounts private: %w", err)
-	}
 	// Directories to mount on that exist, and in which no layer is.
 	const empty, at = "/sys", "/proc"
 	if len(o.Lower) == 0 {
