@@ -21,7 +21,6 @@ const (
 type ExitError struct {
 	Code   int    // exit code as a shell gives it: 128 + number for a signal, 127 not found, 126 not executable
 	Signal string `json:",omitempty"` // e.g. "killed"
-	OOM    bool   `json:",omitempty"` // the kernel killed it for want of memory
 	Msg    string `json:",omitempty"`
 }
 
@@ -30,8 +29,6 @@ func (e *ExitError) Error() string {
 	switch {
 	case e.Msg != "":
 		s = e.Msg + ": " + s
-	case e.OOM:
-		s += " (out of memory)"
 	case e.Signal != "":
 		s += " (signal: " + e.Signal + ")"
 	}

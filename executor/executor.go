@@ -46,6 +46,9 @@ type Spec struct {
 	Security Security
 	Rlimits  []Rlimit
 	ShmSize  int64 // of /dev/shm in bytes; 0 is 64 MiB
+	CPUs     []int // the step starts on these; none: on the caller's
+
+	Cgroups *Cgroups `json:"-"` // nil: the step stays in the caller's
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.

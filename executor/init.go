@@ -102,6 +102,9 @@ func report(m message, fds ...int) {
 
 // prepareProcess sets what belongs to the process and the namespaces other than the mount namespace.
 func prepareProcess(p *plan) error {
+	if err := enterGroups(p); err != nil {
+		return err
+	}
 	if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
 		return setupError("set the hostname", err)
 	}

@@ -165,22 +165,7 @@ func (t *tree) sys() error {
 	if err != nil || !t.plan.CgroupView {
 		return err
 	}
-	target, err := openInRoot(t.root, "sys/fs/cgroup", unix.O_PATH|unix.O_DIRECTORY)
-	if err == unix.ENOENT {
-		return nil // a kernel without cgroups
-	}
-	if err != nil {
-		return setupError("open /sys/fs/cgroup", err)
-	}
-	fd, err := newMount("cgroup2", attrs)
-	if err != nil {
-		fd, err = cloneFD(t.empty, 0, unix.MOUNT_ATTR_RDONLY) // hidden rather than the host's
-	}
-	if err != nil {
-		unix.Close(target)
-		return setupError("hide /sys/fs/cgroup", err)
-	}
-	return setupError("attach /sys/fs/cgroup", attach(fd, target))
+	return t.cgroupView(attrs)
 }
 
 func openDevice(name string, major, minor uint32) (int, error) {

@@ -33,10 +33,16 @@ type plan struct {
 	Insecure   bool
 	ShmSize    int64
 	Rlimits    []Rlimit
+	CPUs       []int
+	Enter      []int     // open cgroup.procs of the groups to enter
 	Filter     rawFilter // none when Insecure
 	KeepCaps   uint64
 	Mounts     []preparedMount
 	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox
+
+	NewCgroupNS bool // make the cgroup namespace, which the process was not started in
+
+	hierarchies []string // of cgroup v1, of which the step is in groups of its own; found by the first process
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.

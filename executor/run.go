@@ -43,6 +43,7 @@ func Run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error 
 // step is one run, seen from the process that started it.
 type step struct {
 	root    *os.File
+	cgroups *Cgroups
 	sources *sources
 	plan    *plan
 	stubs   []stub
@@ -65,7 +66,7 @@ func prepare(spec *Spec) (s *step, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &step{root: os.NewFile(uintptr(fd), "root"), sources: &sources{}}
+	s = &step{root: os.NewFile(uintptr(fd), "root"), cgroups: spec.Cgroups, sources: &sources{}}
 	defer func(made *step) { // a failure returns nil in place of s
 		if err != nil {
 			made.close()
@@ -83,7 +84,7 @@ func prepare(spec *Spec) (s *step, err error) {
 	s.plan = &plan{
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
 		UID: id.uid, GID: id.gid, Groups: id.groups,
-		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits,
+		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
 		Mounts: s.sources.mounts, CgroupView: true,
 	}
 	if s.plan.Hostname == "" {
@@ -151,7 +152,7 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Proces
 			files[i] = null
 		}
 	}
-	p, err := os.StartProcess(initExePath, []string{argInit}, &os.ProcAttr{
+	p, err := s.startProcess(&os.ProcAttr{
 		Dir: "/", Env: initEnv, Files: append(files, s.sources.files...),
 		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL},
 	})

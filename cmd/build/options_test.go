@@ -96,7 +96,6 @@ func TestWrongValues(t *testing.T) {
 		{"--provenance=mode=max .", notYet},
 		{"--attest type=sbom .", notYet},
 		{"--ulimit nofiles=1 .", "invalid --ulimit"},
-		{"-m 1g .", "--memory=1g: " + notYet},
 		{"-o type=tarball,dest=x .", `unknown type "tarball"`},
 		{"-o dest=x,name=y .", "type= is missing"},
 		{"-o type=oci,dest .", "KEY=VALUE"},

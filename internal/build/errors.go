@@ -63,11 +63,11 @@ type StepError struct {
 	Args   []string
 	Code   int
 	Signal string
-	OOM    bool
-	Msg    string   // why it could not be started
-	Hint   string   // what the machine has to do with it, "" nothing
-	Tail   []string // last lines it printed
-	Log    string   // file with everything it printed
+	OOM    *OutOfMemory // nil: the kernel killed none of it for want of memory
+	Msg    string       // why it could not be started
+	Hint   string       // what the machine has to do with it, "" nothing
+	Tail   []string     // last lines it printed
+	Log    string       // file with everything it printed
 	source []byte
 }
 
@@ -83,8 +83,10 @@ func (e *StepError) failure() string {
 	switch {
 	case e.Msg != "":
 		return fmt.Sprintf("process %q could not be started: %s (exit code %d)", cmd, e.Msg, e.Code)
-	case e.OOM:
-		return fmt.Sprintf("process %q was killed: out of memory", cmd)
+	case e.OOM != nil && e.Code == 128+int(syscall.SIGKILL):
+		return fmt.Sprintf("process %q was killed: %s", cmd, e.OOM)
+	case e.OOM != nil:
+		return fmt.Sprintf("process %q did not complete successfully: exit code: %d, after the kernel had killed %d of its processes: %s", cmd, e.Code, e.OOM.Killed, e.OOM)
 	case e.Signal != "":
 		return fmt.Sprintf("process %q did not complete successfully: killed by signal %d (%s)", cmd, e.Code-128, e.Signal)
 	}

@@ -111,6 +111,7 @@ type (
 		Trees  []treeMount
 		Caches []cacheMount
 		Leaks  *leakRequest // nil: the layer is not searched
+		Group  groupFiles
 	}
 	runResponse struct {
 		DiffID digest.Digest
@@ -221,6 +222,10 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	}
 	if len(files) < 3 {
 		return nil, fmt.Errorf("internal error: %d files came with a step", len(files))
+	}
+	files, err := req.Group.take(&req.Spec, files)
+	if err != nil {
+		return nil, err
 	}
 	if err := takeSockets(&req.Spec, files[3:]); err != nil {
 		return nil, err

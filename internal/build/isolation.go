@@ -136,6 +136,9 @@ func (h *holder) get(ctx context.Context, s *session) (*userns.Holder, *ground, 
 
 // openHolder starts a holder on the best rung that is allowed and opens the store in it.
 func openHolder(ctx context.Context, s *session) (*userns.Holder, *ground, error) {
+	if err := s.limits.open(s); err != nil {
+		return nil, nil, err
+	}
 	want := s.opts.Isolation
 	hd, plan, tried, err := userns.Open(ctx, want.accepts)
 	if err != nil {
@@ -197,6 +200,9 @@ func (s *session) tellGround(g *ground) {
 // runnable refuses a build with steps to run where nothing can run, before anything is fetched. It asks only where the best way is
 // known to be closed: otherwise the first step that needs it finds out, and a build answered by the cache never does.
 func (s *session) runnable(ctx context.Context, products []*product) error {
+	if err := s.limitable(ctx, products); err != nil {
+		return err
+	}
 	for _, c := range userns.Candidates() {
 		if s.opts.Isolation.accepts(c.Plan) {
 			if c.Err == nil {

@@ -93,6 +93,9 @@ func WriteMetadata(file string, res *Result, failed *StepError) error {
 	}
 	if failed != nil {
 		m["build.step.exitcode"] = failed.Code
+		if failed.OOM != nil {
+			m["build.step.oom"] = map[string]int64{"killed": failed.OOM.Killed, "limit": failed.OOM.Limit, "peak": failed.OOM.Peak}
+		}
 		m["build.step.name"] = failed.Step
 		m["build.step.position"] = failed.Pos.String()
 	}

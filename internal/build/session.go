@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -42,6 +41,7 @@ type session struct {
 	remotes  remotes
 	fetches  *fetches
 	holder   holder
+	limits   limits
 
 	epoch        *time.Time // SOURCE_DATE_EPOCH of the build
 	contextEpoch *time.Time // of a context that was fetched
@@ -104,7 +104,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}
 	if s.jobs <= 0 {
-		s.jobs = runtime.GOMAXPROCS(0) // follows the cgroup's CPU limit since Go 1.25
+		s.jobs = defaultJobs()
 	}
 	s.proxy = proxyOf(s.buildArgs())
 	s.client, s.transport.s = newClient(o.Store, s.proxy), s
@@ -116,6 +116,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 func (s *session) close() {
 	s.cancel(errCanceled)
 	s.holder.close()
+	s.limits.close()
 	s.contexts.close()
 	s.transport.close()
 	s.lease.Close()

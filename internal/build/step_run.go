@@ -50,12 +50,22 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 		logs.close()
 		return "", err
 	}
+	group, groupFiles, err := e.limits.stepGroup(&req)
+	if err != nil {
+		agents.close()
+		logs.close()
+		return "", err
+	}
 	var resp runResponse
-	err = h.Call(ctx, "run", req, &resp, append([]*os.File{logs.stdin, logs.stdout, logs.stderr}, agents.ends...)...)
+	files := append([]*os.File{logs.stdin, logs.stdout, logs.stderr}, agents.ends...)
+	err = fromHolder(h.Call(ctx, "run", req, &resp, append(files, groupFiles...)...))
 	agents.close()
 	logs.close()
+	var exit *executor.ExitError
+	errors.As(err, &exit)
+	oom := e.endGroup(step, group, exit)
 	if err != nil {
-		return "", e.stepFailed(step, op, fromHolder(err), logs)
+		return "", e.stepFailed(step, op, err, logs, oom)
 	}
 	if err := e.leaseLayer(resp.DiffID); err != nil {
 		return "", err
@@ -67,7 +77,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 const cannotExecute = 126
 
 // stepFailed tells a command that failed from a sandbox that could not be made.
-func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog) error {
+func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog, oom *OutOfMemory) error {
 	var x *executor.ExitError
 	if !errors.As(err, &x) {
 		return err
@@ -79,9 +89,13 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on that platform",
 		}
 	}
+	hint := e.fullHint(err)
+	if oom != nil && hint == "" {
+		hint = oom.hint()
+	}
 	return &StepError{
-		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Msg: x.Msg,
-		Hint: e.fullHint(err), Tail: logs.tail.lines(), source: e.dockerfile,
+		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: oom, Msg: x.Msg,
+		Hint: hint, Tail: logs.tail.lines(), source: e.dockerfile,
 	}
 }
 
