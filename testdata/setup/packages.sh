@@ -11,6 +11,7 @@ if [ "${1:-test}" = test ]; then
     runc                                      # what runs containers where crun refuses the cgroup layout
     openssh-server openssh-client git         # repositories behind ssh
     ca-certificates gcc libc6-dev             # the race detector
+    qemu-system-x86                           # boots the kernel of kernel.sh; 19 MB with what it needs
   )
 fi
 
