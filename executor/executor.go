@@ -46,6 +46,8 @@ type Spec struct {
 	Security Security
 	Rlimits  []Rlimit
 	ShmSize  int64 // of /dev/shm in bytes; 0 is 64 MiB
+
+	Traces *Traces `json:"-"` // filled by Run when not nil
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.

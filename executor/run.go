@@ -26,6 +26,9 @@ func Run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error 
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if spec.Means.Chroot {
+		return runChroot(ctx, spec, stdin, stdout, stderr)
+	}
 	upper := openUpper(spec.Root)
 	defer upper.close()
 	s, err := prepare(spec)
@@ -197,7 +200,7 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 }
 
 // writePlan gives the plan as a file: pipes and sockets are too small for the largest of them.
-func writePlan(p *plan) (*os.File, error) {
+func writePlan(p any) (*os.File, error) {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return nil, err
@@ -313,7 +316,10 @@ func startError(err error) error {
 
 // exitError translates how the command ended.
 func exitError(state *os.ProcessState) error {
-	ws := state.Sys().(syscall.WaitStatus)
+	return statusError(state.Sys().(syscall.WaitStatus))
+}
+
+func statusError(ws syscall.WaitStatus) error {
 	switch {
 	case ws.Signaled():
 		return &ExitError{Code: 128 + int(ws.Signal()), Signal: ws.Signal().String()}

@@ -1,0 +1,473 @@
+package executor_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"build/executor"
+	"build/internal/testenv"
+)
+
+// Steps in a chroot run in a container as Docker makes them, with this test binary as the builder.
+
+// chrootVar names the directory that holds the job of a process in the container, and takes its results.
+const chrootVar = "EXECUTOR_TEST_CHROOT"
+
+// chrootJob is what the process in the container does: all steps at once.
+type chrootJob struct{ Specs []executor.Spec }
+
+type chrootResult struct {
+	Kind   string // of the error, for FromRemote
+	Error  json.RawMessage
+	Text   string
+	Traces executor.Traces
+}
+
+func chrootMain() {
+	dir := os.Getenv(chrootVar)
+	data, err := os.ReadFile(dir + "/job")
+	if err != nil {
+		panic(err)
+	}
+	var job chrootJob
+	if err := json.Unmarshal(data, &job); err != nil {
+		panic(err)
+	}
+	results := make([]chrootResult, len(job.Specs))
+	done := make(chan int)
+	for i := range job.Specs {
+		go func() {
+			spec := &job.Specs[i]
+			spec.Traces = &results[i].Traces
+			out, err := os.Create(fmt.Sprintf("%s/out%d", dir, i))
+			if err != nil {
+				panic(err)
+			}
+			err = executor.Run(context.Background(), spec, nil, out, out)
+			if r, ok := err.(interface{ Remote() (string, any) }); ok {
+				var v any
+				results[i].Kind, v = r.Remote()
+				results[i].Error, _ = json.Marshal(v)
+			}
+			if err != nil {
+				results[i].Text = err.Error()
+			}
+			done <- i
+		}()
+	}
+	for range job.Specs {
+		<-done
+	}
+	data, err = json.Marshal(results)
+	if err != nil {
+		panic(err)
+	}
+	if err := os.WriteFile(dir+"/result", data, 0o644); err != nil {
+		panic(err)
+	}
+	os.Exit(0)
+}
+
+// chrootPlace is a container with a directory of its own, /store in it, for trees and caches.
+type chrootPlace struct {
+	testenv.Container
+	dir   string
+	trees int
+}
+
+func newChrootPlace(t testing.TB) *chrootPlace {
+	t.Helper()
+	testenv.Root(t)
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o700))
+	exe, err := os.Executable()
+	must(t, err)
+	return &chrootPlace{dir: dir, Container: testenv.Container{
+		Binds: []testenv.Bind{{Source: exe, Target: "/builder", ReadOnly: true}, {Source: dir, Target: "/store"}},
+		Env:   []string{chrootVar + "=/store"},
+	}}
+}
+
+// root makes a tree from a prepared base image and returns its name in the container.
+func (p *chrootPlace) root(t testing.TB, base string) string {
+	t.Helper()
+	p.trees++
+	name := fmt.Sprintf("tree%d", p.trees)
+	must(t, os.Mkdir(filepath.Join(p.dir, name), 0o700))
+	out, err := exec.Command("cp", "-a", "--reflink=auto", testenv.Unpacked(t, base), filepath.Join(p.dir, name, "fs")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return "/store/" + name + "/fs"
+}
+
+// host is the name outside for a name in the container.
+func (p *chrootPlace) host(name string) string {
+	return filepath.Join(p.dir, strings.TrimPrefix(name, "/store"))
+}
+
+func chrootSpec(tree, script string) executor.Spec {
+	return executor.Spec{
+		Means: executor.Means{Chroot: true}, Root: executor.Tree{Dir: tree}, Args: []string{"/bin/sh", "-c", script},
+		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+	}
+}
+
+// stepResult is how one step ended.
+type stepResult struct {
+	out    string
+	err    error // an *executor.ExitError or *executor.SetupError, mostly
+	traces executor.Traces
+}
+
+// put leaves a job for the next container.
+func (p *chrootPlace) put(t testing.TB, specs ...executor.Spec) {
+	t.Helper()
+	data, err := json.Marshal(chrootJob{specs})
+	must(t, err)
+	must(t, os.WriteFile(p.dir+"/job", data, 0o644))
+}
+
+func (p *chrootPlace) steps(t testing.TB, specs ...executor.Spec) []stepResult {
+	t.Helper()
+	p.put(t, specs...)
+	r := p.Run(t, "/builder")
+	if r.Code != 0 {
+		t.Fatalf("the builder: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	data, err := os.ReadFile(p.dir + "/result")
+	must(t, err)
+	var results []chrootResult
+	must(t, json.Unmarshal(data, &results))
+	var out []stepResult
+	for i, res := range results {
+		text, err := os.ReadFile(fmt.Sprintf("%s/out%d", p.dir, i))
+		must(t, err)
+		s := stepResult{out: string(text), traces: res.Traces}
+		if s.err = executor.FromRemote(res.Kind, res.Error); s.err == nil && res.Text != "" {
+			s.err = fmt.Errorf("%s", res.Text)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// sh runs a script in a tree and wants it to succeed.
+func (p *chrootPlace) sh(t testing.TB, tree, script string, change ...func(*executor.Spec)) stepResult {
+	t.Helper()
+	s := chrootSpec(tree, script)
+	for _, c := range change {
+		c(&s)
+	}
+	r := p.steps(t, s)[0]
+	if r.err != nil {
+		t.Fatalf("%s: %v\n%s", script, r.err, r.out)
+	}
+	return r
+}
+
+// state is what change detection sees of a file, and a bit more.
+type fileState struct {
+	ino          uint64
+	mode         uint32
+	uid, gid     uint32
+	size         int64
+	mtime, ctime int64
+	links        uint64
+}
+
+func stateOf(t testing.TB, dir string) map[string]fileState {
+	t.Helper()
+	out := map[string]fileState{}
+	must(t, filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return err
+		}
+		rel := strings.TrimPrefix(strings.TrimPrefix(p, dir), "/")
+		s := fileState{ino: st.Ino, mode: st.Mode, uid: st.Uid, gid: st.Gid, size: st.Size, mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(), links: st.Nlink}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			s.size = 0 // a directory of ext4 does not shrink
+		}
+		out[rel] = s
+		return nil
+	}))
+	return out
+}
+
+// changed lists the differences of two states, ctime aside where the step says so.
+func changed(before, after map[string]fileState, touched []string) []string {
+	var out []string
+	for p, b := range before {
+		a, ok := after[p]
+		if ok && slices.Contains(touched, p) {
+			a.ctime = b.ctime
+		}
+		if !ok {
+			out = append(out, "-"+p)
+		} else if a != b {
+			out = append(out, "~"+p)
+		}
+	}
+	for p := range after {
+		if _, ok := before[p]; !ok {
+			out = append(out, "+"+p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestChrootLeavesNoTrace(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	for _, d := range []string{"src/sub", "cache"} {
+		must(t, os.MkdirAll(p.dir+"/"+d, 0o755))
+	}
+	must(t, os.WriteFile(p.dir+"/src/sub/file", []byte("source"), 0o644))
+	must(t, os.WriteFile(p.host(tree)+"/etc/resolv.conf", []byte("the image's"), 0o600))
+	must(t, os.Symlink("../run/hosts", p.host(tree)+"/etc/hosts"))
+	must(t, os.WriteFile(p.host(tree)+"/dev/core", []byte("of the image"), 0o600))
+	before := stateOf(t, p.host(tree))
+	for name, script := range map[string]string{
+		"nothing": `true`,
+		"failure": `exit 3`,
+		"attack": `rm -rf /dev/* /dev/.?* /etc/resolv.conf /src/* /tmp/x /new; mkdir /etc/resolv.conf /etc/resolv.conf/deep; echo x >/dev/left
+			echo more >>/etc/hosts; echo x >/cache/left; echo x >/proc/left; echo x >/sys/left; mv /new/deep/target /new/deep/other; exit 0`,
+	} {
+		s := chrootSpec(tree, script)
+		s.Resolv, s.Hosts = []byte("nameserver ::1\n"), []byte("::1 localhost\n")
+		s.Mounts = []executor.Mount{
+			{Target: "/src", Source: executor.BindPath{Path: "/store/src", ReadOnly: true}},
+			{Target: "/new/deep/target", Source: executor.BindPath{Path: "/store/cache"}},
+			{Target: "/tmp", Source: executor.Tmpfs{}},
+			{Target: "/run/secrets/token", Source: executor.File{Data: []byte("s3cret-value"), Mode: 0o400}},
+		}
+		r := p.steps(t, s)[0]
+		after := stateOf(t, p.host(tree))
+		diff := changed(before, after, r.traces.Touched)
+		if name == "attack" { // it changed these itself, which mount points would have forbidden
+			diff = slices.DeleteFunc(diff, func(d string) bool { return d == "~" || d == "~etc" })
+		}
+		if len(diff) > 0 {
+			t.Errorf("%s: %v; touched: %q; out: %s, %v", name, diff, r.traces.Touched, r.out, r.err)
+		}
+		if names, _ := filepath.Glob(filepath.Dir(p.host(tree)) + "/*"); len(names) != 1 {
+			t.Errorf("%s: left beside the root: %v", name, names)
+		}
+		if _, err := os.Stat(p.dir + "/cache"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestChrootMounts(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	must(t, os.MkdirAll(p.dir+"/src/sub", 0o755))
+	must(t, os.WriteFile(p.dir+"/src/sub/file", []byte("source"), 0o640))
+	must(t, os.Link(p.dir+"/src/sub/file", p.dir+"/src/link"))
+	must(t, os.Symlink("/sub/file", p.dir+"/src/abs"))
+	must(t, os.Chown(p.dir+"/src/sub", 5, 6))
+	must(t, os.Mkdir(p.dir+"/cache", 0o711))
+	must(t, os.WriteFile(p.dir+"/cache/kept", nil, 0o644))
+	ino := func() uint64 {
+		var st unix.Stat_t
+		must(t, unix.Stat(p.dir+"/cache", &st))
+		return st.Ino
+	}
+	was := ino()
+	r := p.sh(t, tree, `set -e
+test "$(cat /ctx/sub/file)" = source; test "$(stat -c %a:%u:%g /ctx/sub)" = 755:5:6; test "$(stat -c %a:%h /ctx/link)" = 640:2
+test "$(cat /one)" = source; echo changed >/ctx/sub/file; test "$(cat /sub)" = source
+test "$(stat -Lc %a /c)" = 711; test -e /c/kept; echo new >/c/new; test -e /again/new; ls -d /c/inner
+test "$(stat -c %a:%u:%g /run/secret)" = 400:7:8; test "$(cat /run/secret)" = s3cret-value
+test "$(stat -c %a /scratch)" = 700; echo x >/scratch/x
+test "$(cat /etc/resolv.conf)" = there; grep -q name /etc/hosts
+echo x >/dev/null; head -c 3 /dev/zero | wc -c; echo x >/dev/shm/x; test "$(stat -c %a /dev/shm)" = 1777
+echo kept >/left`, func(s *executor.Spec) {
+		s.Resolv, s.Hosts = []byte("there\n"), []byte("::1 name\n")
+		s.Mounts = []executor.Mount{
+			{Target: "/c/inner", Source: executor.Tmpfs{}},
+			{Target: "/again", Source: executor.BindPath{Path: "/store/cache"}},
+			{Target: "/ctx", Source: executor.BindPath{Path: "/store/src", ReadOnly: true}},
+			{Target: "/one", Source: executor.BindPath{Path: "/store/src/sub/file", ReadOnly: true}},
+			{Target: "/sub", Source: executor.BindPath{Path: "/store/src", Sub: "abs", ReadOnly: true}},
+			{Target: "/c", Source: executor.BindPath{Path: "/store/cache"}},
+			{Target: "/run/secret", Source: executor.File{Data: []byte("s3cret-value"), Mode: 0o400, UID: 7, GID: 8}},
+			{Target: "/scratch", Source: executor.Tmpfs{Mode: 0o700}},
+		}
+	})
+	if ino() != was {
+		t.Error("the cache is another directory")
+	}
+	if b, _ := os.ReadFile(p.dir + "/cache/new"); string(b) != "new\n" {
+		t.Errorf("what the step wrote to the cache: %q", b)
+	}
+	if _, err := os.Stat(p.dir + "/cache/inner"); err == nil {
+		t.Error("a mount point was left in the cache")
+	}
+	if b, _ := os.ReadFile(p.dir + "/src/sub/file"); string(b) != "source" {
+		t.Errorf("the step wrote through to the source: %q", b)
+	}
+	if b, _ := os.ReadFile(p.host(tree) + "/left"); string(b) != "kept\n" {
+		t.Errorf("what the step wrote: %q", b)
+	}
+	if len(r.traces.Notes) != 1 || !strings.Contains(r.traces.Notes[0], "secret on /run/secret") {
+		t.Errorf("notes: %q", r.traces.Notes)
+	}
+}
+
+func TestChrootRefusesNoNetwork(t *testing.T) {
+	p := newChrootPlace(t)
+	s := chrootSpec(p.root(t, "busybox"), "true")
+	s.Network = executor.NetworkNone
+	r := p.steps(t, s)[0]
+	e, ok := r.err.(*executor.SetupError)
+	if !ok || !strings.Contains(e.Error(), "network namespace") || e.Fix == "" {
+		t.Errorf("%v", r.err)
+	}
+}
+
+// The ways out that a chroot is known to leave, and what else a step may not do.
+func TestChrootHolds(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "debian")
+	must(t, os.WriteFile(p.dir+"/canary", []byte("found"), 0o644))
+	copyFile(t, buildHelper(t), p.host(tree)+"/syscalls")
+	r := p.sh(t, tree, `
+mkdir -p /x; chroot /x /bin/true 2>/dev/null && echo chroot
+(cd /; chroot . sh -c 'cd ../../..; ls store') 2>/dev/null && echo double
+grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status 2>/dev/null
+unshare -U true 2>/dev/null && echo userns
+unshare -m true 2>/dev/null && echo mountns
+mount -t tmpfs x /x 2>/dev/null && echo mount
+mknod /x/disk b 0 1 && cat /x/disk 2>/dev/null && echo device
+kill -0 `+"`"+`cat /builder-pid 2>/dev/null || echo 1`+"`"+` 2>/dev/null && echo signal
+ls -d /store /builder 2>/dev/null
+find / -xdev -name canary 2>/dev/null
+echo fds: $(for i in 3 4 5 6 7 8 9 10 11 12; do eval "true <&$i" 2>/dev/null && echo $i; done)
+true`)
+	for _, bad := range []string{"chroot", "double", "userns", "mountns", "\nmount", "device", "signal", "store", "builder", "canary"} {
+		if strings.Contains("\n"+r.out, bad) {
+			t.Errorf("%q in %s", bad, r.out)
+		}
+	}
+	if !strings.Contains(r.out, "fds:\n") {
+		t.Errorf("inherited descriptors: %s", r.out)
+	}
+}
+
+// Nothing of a step outlives it, however it hides.
+func TestChrootKillsLeftovers(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	data, err := json.Marshal(chrootJob{[]executor.Spec{chrootSpec(tree, `
+sleep 1000 & setsid sleep 1001 & (setsid sh -c 'sleep 1002 & exec sleep 1003' &) ; nohup setsid sh -c '(sleep 1004 &) ; exit' &
+(while true; do (sleep 1005 &); done) & sleep 1; exit 0`)}})
+	must(t, err)
+	must(t, os.WriteFile(p.dir+"/job", data, 0o644))
+	out := p.Sh(t, `/builder; cat /proc/[0-9]*/cmdline | tr '\0' ' '; cat /store/result`)
+	if strings.Contains(out, "sleep") || !strings.Contains(out, `"Text":""`) {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// Parallel steps end on their own.
+func TestChrootStepsAreApart(t *testing.T) {
+	p := newChrootPlace(t)
+	a, b := p.root(t, "busybox"), p.root(t, "busybox")
+	// The first ends while the orphans of the second run, and the other way round.
+	r := p.steps(t, chrootSpec(a, `(sleep 1000 &); sleep 0.2`), chrootSpec(b, `(sh -c 'sleep 0.6; echo still here >/late' &); sleep 1; cat /late`))
+	if r[0].err != nil || r[1].err != nil || r[1].out != "still here\n" {
+		t.Errorf("%v, %v: %s", r[0].err, r[1].err, r[1].out)
+	}
+}
+
+// The builder is killed: its steps die, and what was moved comes back.
+func TestChrootBuilderKilled(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	must(t, os.Mkdir(p.dir+"/cache", 0o755))
+	must(t, os.WriteFile(p.dir+"/cache/kept", nil, 0o644))
+	before := stateOf(t, p.host(tree))
+	s := chrootSpec(tree, `(setsid sleep 1000 &); echo ready; sleep 1000`)
+	s.Mounts = []executor.Mount{
+		{Target: "/c", Source: executor.BindPath{Path: "/store/cache"}},
+		{Target: "/run/secret", Source: executor.File{Data: []byte("s3cret-value"), Mode: 0o400}},
+	}
+	p.put(t, s)
+	out := p.Sh(t, `
+/builder & pid=$!
+until grep -q ready /store/out0 2>/dev/null; do sleep 0.05; done
+kill -9 $pid
+for i in $(seq 100); do
+	left=$(for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null | grep '^sleep 1000' || true)
+	[ -n "$left" ] || [ ! -e /store/cache/kept ] || break
+	sleep 0.05
+done
+echo "left: $left"`)
+	if !strings.HasSuffix(out, "left: \n") {
+		t.Errorf("%s", out)
+	}
+	if _, err := os.Stat(p.dir + "/cache/kept"); err != nil {
+		t.Error(err)
+	}
+	var touched []string
+	for path := range before {
+		touched = append(touched, path) // nobody was there to be told
+	}
+	if diff := changed(before, stateOf(t, p.host(tree)), touched); len(diff) > 0 {
+		t.Error(diff)
+	}
+	if data, err := exec.Command("grep", "-rl", "s3cret-value", p.dir, "--exclude=job").Output(); err == nil {
+		t.Errorf("the secret is in %s", bytes.TrimSpace(data))
+	}
+}
+
+// The keeper is killed: the builder still ends what it kept.
+func TestChrootKeeperKilled(t *testing.T) {
+	p := newChrootPlace(t)
+	p.put(t, chrootSpec(p.root(t, "busybox"), `(setsid sleep 1000 &); echo ready; exec sleep 1001`))
+	out := p.Sh(t, `
+/builder & pid=$!
+until grep -q ready /store/out0 2>/dev/null; do sleep 0.05; done
+for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = 'build-step-keeper ' ] && kill -9 ${p#/proc/}; done
+wait $pid
+for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null; cat /store/result`)
+	if strings.Contains(out, "\nsleep") || !strings.Contains(out, "its keeper ended") {
+		t.Error(out)
+	}
+}
+
+func TestChrootIdentity(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "debian")
+	r := p.sh(t, tree, `id -u; id -g; id -G; pwd; stat -c %U .; echo $HOME; python3 -V 2>/dev/null; setpriv --dump | grep -i -E 'inh|amb|bound|no_new'`,
+		func(s *executor.Spec) { s.User, s.Dir = "www-data", "/made/for" })
+	want := "33\n33\n33\n/made/for\nwww-data\n/var/www\n"
+	if !strings.HasPrefix(r.out, want) {
+		t.Errorf("%s", r.out)
+	}
+	t.Log(r.out)
+	var st syscall.Stat_t
+	must(t, syscall.Stat(p.host(tree)+"/made/for", &st))
+	if st.Uid != 33 {
+		t.Errorf("the working directory belongs to %d", st.Uid)
+	}
+}
