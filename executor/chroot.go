@@ -136,6 +136,9 @@ func (k *keeperRun) prepare(spec *Spec) error {
 		if p.Filter, err = sandboxFilter(); err != nil {
 			return setupError("compile the seccomp filter", err)
 		}
+		if p.Watch, err = watchFilter(watchedCalls); err != nil {
+			return setupError("compile the filter for /proc", err)
+		}
 	}
 	k.plan.Hands = make([]int, len(spec.Mounts))
 	for i, m := range spec.Mounts {

@@ -55,7 +55,18 @@ func chrootMain() {
 			if err != nil {
 				panic(err)
 			}
-			err = executor.Run(context.Background(), spec, nil, out, out)
+			r, w, err := os.Pipe()
+			if err != nil {
+				panic(err)
+			}
+			written := make(chan bool)
+			go func() {
+				out.ReadFrom(r)
+				close(written)
+			}()
+			err = executor.Run(context.Background(), spec, nil, w, w)
+			w.Close()
+			<-written
 			if r, ok := err.(interface{ Remote() (string, any) }); ok {
 				var v any
 				results[i].Kind, v = r.Remote()
@@ -469,5 +480,49 @@ func TestChrootIdentity(t *testing.T) {
 	must(t, syscall.Stat(p.host(tree)+"/made/for", &st))
 	if st.Uid != 33 {
 		t.Errorf("the working directory belongs to %d", st.Uid)
+	}
+}
+
+// What programs ask of /proc is answered, and nothing that is not the step's.
+func TestChrootProc(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "debian")
+	script := `
+cat <(echo substituted)
+readlink /proc/self/exe
+grep -c processor /proc/cpuinfo
+awk '/MemTotal/ {print "mem"}' /proc/meminfo
+cat /proc/sys/kernel/ostype
+tr '\0' ' ' </proc/self/cmdline; echo end
+echo to-stderr >/dev/stderr; echo to-stdout | tee /dev/stdout | wc -l
+sleep 7 & grep -l '^sleep' /proc/[0-9]*/cmdline | wc -l
+cd /proc/self && head -n 1 status; cd /
+(exec 9</etc/passwd; ls /proc/self/fd; readlink /proc/$BASHPID/fd/9; head -n 1 /dev/fd/9)
+install -m 640 /dev/stdin /tmp/made <<<content; cat /tmp/made
+test -e /proc/1/environ && echo one
+cat /proc/1/environ /proc/1/cmdline 2>/dev/null | wc -c
+ls /proc | grep -x 1
+ls /proc/1/root/store 2>/dev/null
+cat /proc/self/root/etc/hostname 2>/dev/null
+echo x 2>/dev/null >/proc/sys/vm/drop_caches || echo refused
+cat /proc/self/mem 2>/dev/null | head -c 1
+nproc; df / >/dev/null && echo df
+perl -e 'open(F, "</proc/self/stat") or die; print "perl\n"'
+setpriv --reuid 33 --regid 33 --clear-groups bash -c 'cat <(echo other user); readlink /proc/self/exe'
+true`
+	r := p.sh(t, tree, "", func(s *executor.Spec) { s.Args = []string{"/bin/bash", "-c", script} })
+	t.Log(r.out)
+	for _, want := range []string{"substituted\n", "/usr/bin/readlink\n", "mem\n", "Linux\n", "tr \\0   end\n", "to-stderr\n", "Name:\thead\n", "/etc/passwd\n", "root:x:0:0", "content\n", "refused\n", "df\n", "perl\n", "other user\n"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	for _, bad := range []string{"one\n", "store", "EXECUTOR"} {
+		if strings.Contains(r.out, bad) {
+			t.Errorf("%q", bad)
+		}
+	}
+	if len(r.traces.Notes) > 0 {
+		t.Error(r.traces.Notes)
 	}
 }

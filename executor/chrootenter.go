@@ -114,5 +114,24 @@ func confine(p *plan) error {
 	if err := confineTo(initRoot); err != nil {
 		return setupError("confine the step to its root (Landlock)", err)
 	}
-	return setupError("install the seccomp filter", installFilter(p.Filter))
+	if err := installFilter(p.Filter); err != nil {
+		return setupError("install the seccomp filter", err)
+	}
+	return watch(p)
+}
+
+// watch lets the keeper answer what the step asks of /proc. Where that cannot be had, as in a container whose own runtime
+// listens to such calls, the step is told about the machine by files, and waits until they are there.
+func watch(p *plan) error {
+	if len(p.Watch) == 0 {
+		return nil
+	}
+	fd, err := installWatch(p.Watch)
+	if err == nil {
+		report(message{Watched: true}, fd)
+		return setupError("start the step", unix.Close(fd))
+	}
+	report(message{Blind: err.Error()})
+	_, err = eintr(func() (int, error) { return unix.Read(initSocket, make([]byte, 1)) })
+	return setupError("start the step", err)
 }

@@ -18,11 +18,13 @@ type keeper struct {
 	plan    keeperPlan
 	proc    int
 	staging *staging
+	fake    *fakeProc
 	ended   atomic.Bool // nobody wants the step any more
 
-	mu    sync.Mutex
-	child *os.Process // the step's first process
-	files []*os.File  // what it gets; kept, because the descriptors are ours as well
+	mu     sync.Mutex
+	child  *os.Process // the step's first process
+	server *procServer
+	files  []*os.File // what it gets; kept, because the descriptors are ours as well
 }
 
 // keeperInit never returns. Its thread is the process's first, which lasts as long as the process: the step's first process
@@ -66,10 +68,19 @@ func (k *keeper) keep() error {
 	if err := k.staging.fill(&k.plan); err != nil {
 		return err
 	}
+	if k.fake, err = k.staging.procNames(); err != nil {
+		return err
+	}
+	if len(k.plan.Step.Watch) == 0 {
+		k.fake.fill()
+	}
 	status, err := k.step()
 	// Before anything is put back: nobody writes to it any more.
 	if kerr := killDescendants(k.proc); err == nil && kerr != nil {
 		return setupError("end what the step left running", kerr)
+	}
+	if k.server != nil {
+		k.server.stop()
 	}
 	if err != nil {
 		return err
@@ -182,6 +193,9 @@ func (k *keeper) start(sock *os.File) error {
 		return err
 	}
 	defer unix.Close(null)
+	if err := k.staging.chroot(); err != nil {
+		return err
+	}
 	for fd := range initSocket {
 		if err := unix.Dup3(null, fd, 0); err != nil {
 			return err
@@ -193,11 +207,13 @@ func (k *keeper) start(sock *os.File) error {
 // hear takes the first process's messages until it executes its command or ends: either closes the last descriptor of its socket.
 func (k *keeper) hear(sock *os.File) error {
 	var failed error
+	oob := make([]byte, unix.CmsgSpace(4))
 	for {
-		buf, _, err := receive(sock, nil)
+		buf, oobn, err := receive(sock, oob)
 		if err != nil || len(buf) == 0 {
 			return failed
 		}
+		fds := receivedFDs(oob[:oobn])
 		var m message
 		switch err := json.Unmarshal(buf, &m); {
 		case err != nil:
@@ -206,6 +222,13 @@ func (k *keeper) hear(sock *os.File) error {
 			failed = m.Exit
 		case m.Setup != nil:
 			failed = m.Setup
+		case m.Watched && len(fds) == 1:
+			k.server = newProcServer(fds[0], k.fake)
+			go k.server.serve(owner{k.plan.Step.UID, k.plan.Step.GID})
+		case m.Blind != "":
+			k.fake.fill()
+			k.staging.note("the step has no /proc but copies of some of its files (%s)", m.Blind)
+			unix.Sendmsg(int(sock.Fd()), []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
 		}
 	}
 }

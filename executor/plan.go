@@ -36,7 +36,8 @@ type plan struct {
 	Filter     rawFilter // none when Insecure
 	KeepCaps   uint64
 	Mounts     []preparedMount
-	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox
+	CgroupView bool      // mount the cgroup hierarchy, read-only in a sandbox
+	Watch      rawFilter // calls that somebody answers for the step; see procserve.go
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
@@ -45,6 +46,8 @@ type message struct {
 	Touched []touched   `json:",omitempty"`
 	Setup   *SetupError `json:",omitempty"`
 	Exit    *ExitError  `json:",omitempty"`
+	Watched bool        `json:",omitempty"` // with one descriptor, the listener of plan.Watch
+	Blind   string      `json:",omitempty"` // why there is none; the step waits for the end of its socket
 }
 
 type stubName struct {
