@@ -136,7 +136,7 @@ func (k *keeperRun) prepare(spec *Spec) error {
 		if p.Filter, err = sandboxFilter(); err != nil {
 			return setupError("compile the seccomp filter", err)
 		}
-		if p.Watch, err = watchFilter(watchedCalls); err != nil {
+		if p.Watch, err = watchFilter(watchedCalls, watchedCallsAt); err != nil {
 			return setupError("compile the filter for /proc", err)
 		}
 	}

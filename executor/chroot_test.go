@@ -355,10 +355,18 @@ func TestChrootRefusesNoNetwork(t *testing.T) {
 	}
 }
 
-// The ways out that a chroot is known to leave, and what else a step may not do.
-func TestChrootHolds(t *testing.T) {
+// Copying Debian takes longer than all that is done in it.
+func TestChrootDebian(t *testing.T) {
 	p := newChrootPlace(t)
 	tree := p.root(t, "debian")
+	t.Run("holds", func(t *testing.T) { testChrootHolds(t, p, tree) })
+	t.Run("identity", func(t *testing.T) { testChrootIdentity(t, p, tree) })
+	t.Run("proc", func(t *testing.T) { testChrootProc(t, p, tree) })
+	t.Run("packages", func(t *testing.T) { testChrootPackages(t, p, tree) })
+}
+
+// The ways out that a chroot is known to leave, and what else a step may not do.
+func testChrootHolds(t *testing.T, p *chrootPlace, tree string) {
 	must(t, os.WriteFile(p.dir+"/canary", []byte("found"), 0o644))
 	copyFile(t, buildHelper(t), p.host(tree)+"/syscalls")
 	r := p.sh(t, tree, `
@@ -369,7 +377,8 @@ unshare -U true 2>/dev/null && echo userns
 unshare -m true 2>/dev/null && echo mountns
 mount -t tmpfs x /x 2>/dev/null && echo mount
 mknod /x/disk b 0 1 && cat /x/disk 2>/dev/null && echo device
-kill -0 `+"`"+`cat /builder-pid 2>/dev/null || echo 1`+"`"+` 2>/dev/null && echo signal
+kill -0 1 2>/dev/null && echo signal to init
+kill -0 $PPID 2>/dev/null && echo signal to keeper
 ls -d /store /builder 2>/dev/null
 find / -xdev -name canary 2>/dev/null
 echo fds: $(for i in 3 4 5 6 7 8 9 10 11 12; do eval "true <&$i" 2>/dev/null && echo $i; done)
@@ -466,9 +475,7 @@ for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null; cat /
 	}
 }
 
-func TestChrootIdentity(t *testing.T) {
-	p := newChrootPlace(t)
-	tree := p.root(t, "debian")
+func testChrootIdentity(t *testing.T, p *chrootPlace, tree string) {
 	r := p.sh(t, tree, `id -u; id -g; id -G; pwd; stat -c %U .; echo $HOME; python3 -V 2>/dev/null; setpriv --dump | grep -i -E 'inh|amb|bound|no_new'`,
 		func(s *executor.Spec) { s.User, s.Dir = "www-data", "/made/for" })
 	want := "33\n33\n33\n/made/for\nwww-data\n/var/www\n"
@@ -484,9 +491,7 @@ func TestChrootIdentity(t *testing.T) {
 }
 
 // What programs ask of /proc is answered, and nothing that is not the step's.
-func TestChrootProc(t *testing.T) {
-	p := newChrootPlace(t)
-	tree := p.root(t, "debian")
+func testChrootProc(t *testing.T, p *chrootPlace, tree string) {
 	script := `
 cat <(echo substituted)
 readlink /proc/self/exe
@@ -524,5 +529,76 @@ true`
 	}
 	if len(r.traces.Notes) > 0 {
 		t.Error(r.traces.Notes)
+	}
+}
+
+// Real packages, with users, services and setuid programs of their own.
+func testChrootPackages(t *testing.T, p *chrootPlace, tree string) {
+	s := chrootSpec(tree, `exec 2>&1; apt-get update -q && apt-get install -qy --no-install-recommends procps dbus openssh-client && ps aux && stat -c '%a %U:%G' /usr/lib/dbus-1.0/dbus-daemon-launch-helper /usr/bin/ssh-agent`)
+	s.Env = append(s.Env, "DEBIAN_FRONTEND=noninteractive")
+	for _, e := range os.Environ() {
+		if strings.Contains(strings.ToLower(e), "_proxy=") {
+			s.Env = append(s.Env, e)
+		}
+	}
+	s.Resolv, _ = os.ReadFile("/etc/resolv.conf")
+	s.Hosts, _ = os.ReadFile("/etc/hosts")
+	r := p.steps(t, s)[0]
+	if r.err != nil || !strings.Contains(r.out, "4754 root:messagebus") {
+		t.Errorf("%v: %s", r.err, r.out)
+	}
+}
+
+// The file system of the store is the container's own, an overlay; and other containers than Docker's.
+func TestChrootPlaces(t *testing.T) {
+	for name, change := range map[string]func(*testenv.Container){
+		"overlay":      func(*testenv.Container) {},
+		"no_new_privs": func(c *testenv.Container) { c.NoNewPrivileges = true },
+		"unconfined":   func(c *testenv.Container) { c.SeccompUnconfined = true },
+		"few capabilities": func(c *testenv.Container) {
+			c.Caps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_FSETID"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newChrootPlace(t)
+			p.root(t, "busybox")
+			must(t, os.Mkdir(p.dir+"/cache", 0o755))
+			s := chrootSpec("/own/tree/fs", `set -e; cat <&0; echo word >/cache/word; chown 5:6 /cache/word; cat /proc/self/comm; rm -r /home; id -u; su nobody -s /bin/sh -c 'id -u; cat /proc/self/comm'`)
+			s.Mounts = []executor.Mount{{Target: "/cache", Source: executor.BindPath{Path: "/own/cache"}}, {Target: "/tmp", Source: executor.Tmpfs{}}}
+			p.put(t, s)
+			change(&p.Container)
+			p.Sh(t, `mkdir /own; cp -a /store/cache /own/cache; cp -a /store/tree1 /own/tree; /builder
+				test "$(stat -c %u:%g /own/cache/word)" = 5:6; test ! -e /own/tree/fs/home; test ! -e /own/tree/fs/cache; ls -A /own/tree | wc -l`)
+			out, err := os.ReadFile(p.dir + "/out0")
+			must(t, err)
+			if string(out) != "cat\n0\n65534\ncat\n" {
+				res, _ := os.ReadFile(p.dir + "/result")
+				t.Errorf("%s%s", out, res)
+			}
+		})
+	}
+}
+
+// An insecure step has all that the container gives, and programs with a setuid bit raise privileges.
+func TestChrootInsecure(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	must(t, unix.Chmod(p.host(tree)+"/bin/busybox", 0o4755))
+	for _, tc := range []struct {
+		sec  executor.Security
+		want string
+	}{{executor.Insecure, "0\n"}, {executor.Sandbox, "1000\n"}} {
+		s := chrootSpec(tree, `id -u nobody >/dev/null; su -s /bin/sh root -c 'id -u' 2>/dev/null || id -u; false`)
+		s.User, s.Security = "1000", tc.sec
+		must(t, os.WriteFile(p.host(tree)+"/etc/passwd", []byte("root::0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"), 0o644))
+		r := p.steps(t, s)[0]
+		told := strings.Contains(strings.Join(r.traces.Notes, "\n"), "no_new_privs")
+		if r.out != tc.want || told != (tc.sec == executor.Sandbox) {
+			t.Errorf("%d: %q, %v, notes: %q", tc.sec, r.out, r.err, r.traces.Notes)
+		}
+	}
+	r := p.sh(t, tree, `chroot / true && echo chroot; cat /proc/sys/kernel/ostype`, func(s *executor.Spec) { s.Security = executor.Insecure })
+	if r.out != "chroot\nLinux\n" {
+		t.Errorf("%q", r.out)
 	}
 }

@@ -71,6 +71,9 @@ func (k *keeper) keep() error {
 	if k.fake, err = k.staging.procNames(); err != nil {
 		return err
 	}
+	if err := k.guardDevices(); err != nil {
+		return err
+	}
 	if len(k.plan.Step.Watch) == 0 {
 		k.fake.fill()
 	}
@@ -82,10 +85,27 @@ func (k *keeper) keep() error {
 	if k.server != nil {
 		k.server.stop()
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = statusError(status)
 	}
-	return statusError(status)
+	if err != nil {
+		k.staging.explainRaisers(&k.plan.Step)
+	}
+	return err
+}
+
+// guardDevices takes CAP_MKNOD from a step that could open the devices it makes.
+func (k *keeper) guardDevices() error {
+	p := &k.plan.Step
+	if p.Insecure {
+		return nil
+	}
+	ok, err := k.staging.guarded()
+	if err == nil && !ok {
+		p.KeepCaps &^= 1 << unix.CAP_MKNOD
+		k.staging.note("the step cannot make devices: nothing here would keep it from using those of the host")
+	}
+	return setupError("try a device", err)
 }
 
 // settle makes this process what a keeper is.

@@ -2,8 +2,10 @@ package executor
 
 import (
 	"runtime"
+	"slices"
 	"unsafe"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,18 +35,29 @@ type injection struct {
 	newFDFlags uint32
 }
 
-// watchFilter lets a listener decide about the given system calls of this machine's own ABI, and allows everything else.
-func watchFilter(names []string) ([]unix.SockFilter, error) {
+// noDirectory is AT_FDCWD as the int that it is declared to be.
+const noDirectory = 1<<32 + unix.AT_FDCWD
+
+// watchFilter lets a listener decide about the given system calls of this machine's own ABI, and allows everything else. Of the
+// calls that take a directory it means those without one: programs that walk trees, and those that examine an open file, pay
+// nothing.
+func watchFilter(names, withDirectory []string) ([]unix.SockFilter, error) {
 	abis, err := hostABIs()
 	if err != nil {
 		return nil, err
 	}
 	native := abis[0]
 	table := map[uint32][]rule{}
-	for _, n := range names {
-		if nr, ok := native.numbers[n]; ok { // newer architectures do without some
-			table[nr] = []rule{{action: unix.SECCOMP_RET_USER_NOTIF}}
+	for _, n := range slices.Concat(names, withDirectory) {
+		nr, ok := native.numbers[n]
+		if !ok {
+			continue // newer architectures do without some
 		}
+		r := rule{action: unix.SECCOMP_RET_USER_NOTIF}
+		if slices.Contains(withDirectory, n) {
+			r.args = []comparison{{specs.LinuxSeccompArg{Index: 0, Value: noDirectory, Op: specs.OpEqualTo}, true}}
+		}
+		table[nr] = []rule{r}
 	}
 	a := &assembler{}
 	a.load(dataArch)

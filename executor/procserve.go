@@ -16,9 +16,10 @@ import (
 
 // watchedCalls are what a step does to files by name to find out what /proc knows. Executing a file of /proc, and entering a
 // directory of it, cannot be answered by anybody but the kernel.
-var watchedCalls = []string{
-	"open", "openat", "readlink", "readlinkat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2",
-}
+var (
+	watchedCalls   = []string{"open", "readlink", "stat", "lstat", "access"}
+	watchedCallsAt = []string{"openat", "readlinkat", "newfstatat", "statx", "faccessat", "faccessat2"} // first argument: a directory
+)
 
 // procServer answers the watched calls of one step. Whatever is not about /proc is passed on to the kernel, which looks at the
 // arguments again; passing a call on is therefore always safe, and what is decided here about a path that the step changes
@@ -37,7 +38,7 @@ type procServer struct {
 func newProcServer(l int, fake *fakeProc) *procServer {
 	s := &procServer{listener: listener(l), fake: fake, proc: fake.proc, nrs: map[int32]string{}, workers: map[owner]chan *notification{}}
 	native := nativeSyscalls()
-	for _, n := range watchedCalls {
+	for _, n := range slices.Concat(watchedCalls, watchedCallsAt) {
 		if nr, ok := native[n]; ok {
 			s.nrs[int32(nr)] = n
 		}

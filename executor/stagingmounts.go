@@ -360,3 +360,43 @@ func (s *staging) device(dev int, name string, major, minor uint32) error {
 	unix.Close(fd)
 	return nil
 }
+
+// guarded reports whether something keeps devices that a step makes from being opened: a container's rules, or nodev. The
+// device that is tried is none.
+func (s *staging) guarded() (bool, error) {
+	if err := s.openAside(); err != nil {
+		return false, err
+	}
+	if err := unix.Mknodat(s.aside, "device", unix.S_IFBLK|0o600, int(unix.Mkdev(0, 1))); err != nil {
+		return true, nil // whoever may not make any
+	}
+	defer unix.Unlinkat(s.aside, "device", 0)
+	fd, err := unix.Openat(s.aside, "device", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == unix.EPERM || err == unix.EACCES, nil
+}
+
+// raisers are the programs that steps of ordinary users use to become root.
+var raisers = []string{"usr/bin/sudo", "usr/bin/doas", "bin/su"}
+
+// explainRaisers says, of a step that failed, what may have failed in it.
+func (s *staging) explainRaisers(p *plan) {
+	if p.Insecure || p.UID == 0 {
+		return
+	}
+	for _, name := range raisers {
+		fd, err := openInRoot(s.root, name, unix.O_PATH)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(fd, &st)
+		unix.Close(fd)
+		if err == nil && st.Mode&unix.S_ISUID != 0 {
+			s.note("/%s does not make root of another user here: a sandbox without namespaces needs no_new_privs (RUN --security=insecure does without it, or give the command to a RUN before USER)", name)
+			return
+		}
+	}
+}
