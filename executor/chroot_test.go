@@ -255,12 +255,13 @@ func TestChrootLeavesNoTrace(t *testing.T) {
 	must(t, os.Symlink("../run/hosts", p.host(tree)+"/etc/hosts"))
 	must(t, os.WriteFile(p.host(tree)+"/dev/core", []byte("of the image"), 0o600))
 	before := stateOf(t, p.host(tree))
-	for name, script := range map[string]string{
-		"nothing": `true`,
-		"failure": `exit 3`,
-		"attack": `rm -rf /dev/* /dev/.?* /etc/resolv.conf /src/* /tmp/x /new; mkdir /etc/resolv.conf /etc/resolv.conf/deep; echo x >/dev/left
-			echo more >>/etc/hosts; echo x >/cache/left; echo x >/proc/left; echo x >/sys/left; mv /new/deep/target /new/deep/other; exit 0`,
+	for _, tc := range [][2]string{
+		{"nothing", `true`},
+		{"failure", `exit 3`},
+		{"attack", `rm -rf /dev/* /dev/.?* /etc/resolv.conf /src/* /tmp/x /new; mkdir /etc/resolv.conf /etc/resolv.conf/deep; echo x >/dev/left
+			echo more >>/etc/hosts; echo x >/cache/left; echo x >/proc/left; echo x >/sys/left; mv /new/deep/target /new/deep/other; exit 0`},
 	} {
+		name, script := tc[0], tc[1]
 		s := chrootSpec(tree, script)
 		s.Resolv, s.Hosts = []byte("nameserver ::1\n"), []byte("::1 localhost\n")
 		s.Mounts = []executor.Mount{
