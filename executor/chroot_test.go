@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -26,7 +27,11 @@ import (
 const chrootVar = "EXECUTOR_TEST_CHROOT"
 
 // chrootJob is what the process in the container does: all steps at once.
-type chrootJob struct{ Specs []executor.Spec }
+type chrootJob struct {
+	Specs  []executor.Spec
+	Cancel bool // the first step, once it has printed something
+	Agent  bool // add a socket on /agent to the first step, and say hello to whoever connects
+}
 
 type chrootResult struct {
 	Kind   string // of the error, for FromRemote
@@ -59,12 +64,20 @@ func chrootMain() {
 			if err != nil {
 				panic(err)
 			}
+			ctx, cancel := context.WithCancelCause(context.Background())
 			written := make(chan bool)
 			go func() {
+				if job.Cancel {
+					r.Read(make([]byte, 1))
+					cancel(errors.New("not wanted any more"))
+				}
 				out.ReadFrom(r)
 				close(written)
 			}()
-			err = executor.Run(context.Background(), spec, nil, w, w)
+			if job.Agent {
+				serveHello(spec)
+			}
+			err = executor.Run(ctx, spec, nil, w, w)
 			w.Close()
 			<-written
 			if r, ok := err.(interface{ Remote() (string, any) }); ok {
@@ -89,6 +102,35 @@ func chrootMain() {
 		panic(err)
 	}
 	os.Exit(0)
+}
+
+// serveHello takes the listening end of the step's socket and answers the first who connects.
+func serveHello(spec *executor.Spec) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		panic(err)
+	}
+	spec.Mounts = append(spec.Mounts, executor.Mount{Target: "/agent", Source: executor.Socket{Hand: fds[1], Mode: 0o600}})
+	go func() {
+		oob := make([]byte, unix.CmsgSpace(4))
+		if _, _, _, _, err := unix.Recvmsg(fds[0], make([]byte, 1), oob, 0); err != nil {
+			panic(err)
+		}
+		msgs, err := unix.ParseSocketControlMessage(oob)
+		if err != nil {
+			panic(err)
+		}
+		got, err := unix.ParseUnixRights(&msgs[0])
+		if err != nil {
+			panic(err)
+		}
+		conn, _, err := unix.Accept(got[0])
+		if err != nil {
+			panic(err)
+		}
+		unix.Write(conn, []byte("hello"))
+		unix.Close(conn)
+	}()
 }
 
 // chrootPlace is a container with a directory of its own, /store in it, for trees and caches.
@@ -146,14 +188,25 @@ type stepResult struct {
 // put leaves a job for the next container.
 func (p *chrootPlace) put(t testing.TB, specs ...executor.Spec) {
 	t.Helper()
-	data, err := json.Marshal(chrootJob{specs})
+	p.putJob(t, chrootJob{Specs: specs})
+}
+
+func (p *chrootPlace) putJob(t testing.TB, job chrootJob) {
+	t.Helper()
+	data, err := json.Marshal(job)
 	must(t, err)
 	must(t, os.WriteFile(p.dir+"/job", data, 0o644))
 }
 
 func (p *chrootPlace) steps(t testing.TB, specs ...executor.Spec) []stepResult {
 	t.Helper()
-	p.put(t, specs...)
+	return p.do(t, chrootJob{Specs: specs})
+}
+
+// do has a builder in a container do a job.
+func (p *chrootPlace) do(t testing.TB, job chrootJob) []stepResult {
+	t.Helper()
+	p.putJob(t, job)
 	r := p.Run(t, "/builder")
 	if r.Code != 0 {
 		t.Fatalf("the builder: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -363,6 +416,7 @@ func TestChrootDebian(t *testing.T) {
 	t.Run("holds", func(t *testing.T) { testChrootHolds(t, p, tree) })
 	t.Run("identity", func(t *testing.T) { testChrootIdentity(t, p, tree) })
 	t.Run("proc", func(t *testing.T) { testChrootProc(t, p, tree) })
+	t.Run("socket", func(t *testing.T) { testChrootSocket(t, p, tree) })
 	t.Run("packages", func(t *testing.T) { testChrootPackages(t, p, tree) })
 }
 
@@ -398,11 +452,9 @@ true`)
 func TestChrootKillsLeftovers(t *testing.T) {
 	p := newChrootPlace(t)
 	tree := p.root(t, "busybox")
-	data, err := json.Marshal(chrootJob{[]executor.Spec{chrootSpec(tree, `
+	p.put(t, chrootSpec(tree, `
 sleep 1000 & setsid sleep 1001 & (setsid sh -c 'sleep 1002 & exec sleep 1003' &) ; nohup setsid sh -c '(sleep 1004 &) ; exit' &
-(while true; do (sleep 1005 &); done) & sleep 1; exit 0`)}})
-	must(t, err)
-	must(t, os.WriteFile(p.dir+"/job", data, 0o644))
+(while true; do (sleep 1005 &); done) & sleep 1; exit 0`))
 	out := p.Sh(t, `/builder; cat /proc/[0-9]*/cmdline | tr '\0' ' '; cat /store/result`)
 	if strings.Contains(out, "sleep") || !strings.Contains(out, `"Text":""`) {
 		t.Errorf("left: %s", out)
@@ -601,5 +653,37 @@ func TestChrootInsecure(t *testing.T) {
 	r := p.sh(t, tree, `chroot / true && echo chroot; cat /proc/sys/kernel/ostype`, func(s *executor.Spec) { s.Security = executor.Insecure })
 	if r.out != "chroot\nLinux\n" {
 		t.Errorf("%q", r.out)
+	}
+}
+
+// A step that is not wanted any more ends at once, and what was put into its root is taken out all the same.
+func TestChrootCancel(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	must(t, os.Mkdir(p.dir+"/cache", 0o755))
+	before := stateOf(t, p.host(tree))
+	s := chrootSpec(tree, `(setsid sleep 1000 &); echo ready; sleep 1001`)
+	s.Mounts = []executor.Mount{{Target: "/c", Source: executor.BindPath{Path: "/store/cache"}}}
+	r := p.do(t, chrootJob{Specs: []executor.Spec{s}, Cancel: true})[0]
+	if r.err == nil || r.err.Error() != "not wanted any more" {
+		t.Errorf("%v", r.err)
+	}
+	if diff := changed(before, stateOf(t, p.host(tree)), r.traces.Touched); len(diff) > 0 {
+		t.Error(diff)
+	}
+	if _, err := os.Stat(p.dir + "/cache"); err != nil {
+		t.Error(err)
+	}
+}
+
+func testChrootSocket(t *testing.T, p *chrootPlace, tree string) {
+	s := chrootSpec(tree, "")
+	s.Args = []string{"perl", "-MSocket", "-e", `socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un("/agent")) or die $!; print <S>`}
+	r := p.do(t, chrootJob{Specs: []executor.Spec{s}, Agent: true})[0]
+	if r.err != nil || r.out != "hello" {
+		t.Errorf("%v: %s", r.err, r.out)
+	}
+	if _, err := os.Lstat(p.host(tree) + "/agent"); err == nil {
+		t.Error("the socket is left")
 	}
 }

@@ -43,7 +43,7 @@ type fakeProc struct {
 	pids  map[int]bool     // directories made for processes
 }
 
-// proc covers the root's /proc with the names.
+// procNames covers the root's /proc with the names.
 func (s *staging) procNames() (*fakeProc, error) {
 	dir, err := s.cover("proc", 0o555)
 	if err != nil {
@@ -160,8 +160,7 @@ func (f *fakeProc) entries(pid int, sub string, names []string) (int, error) {
 		return -1, err
 	}
 	f.pids[pid] = true
-	// One of its own for everybody who asks, which has no name by the time it is used: of a process that has long gone, and
-	// whose pid another has, nothing is to be seen.
+	// A new one for everybody who asks. Whoever still reads the one before keeps that.
 	at := parent + "/" + strings.ReplaceAll(sub, "/", ".")
 	removeAt(f.dir, at)
 	if err := unix.Mkdirat(f.dir, at, 0o555); err != nil {

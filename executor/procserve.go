@@ -308,7 +308,7 @@ func (s *procServer) resolve(c *pathCall, rel string) (t target, ok bool) {
 		}
 	}
 	last := path.Base(rest)
-	link := path.Dir(rest) == "fd" || rest == "exe" || rest == "cwd" || rest == "root" || path.Dir(rest) == "ns"
+	link := path.Dir(rest) == "fd" || rest == "exe" || rest == "cwd" || rest == "root"
 	if t = (target{dir: dir, name: rest, pid: pid, link: link}); last == "mem" || last == "map_files" || last == "clear_refs" {
 		t.close()
 		return target{}, false
