@@ -18,7 +18,9 @@ import (
 // /dev/null.
 //
 // The calling process must have CAP_SYS_ADMIN in the user namespace whose ids the root's files have. It should be process 1 of
-// a pid namespace (see internal/userns), so that its own death takes the step with it.
+// a pid namespace (see internal/userns), so that its own death takes the step with it. With Means.Chroot it has to be root with
+// CAP_SYS_CHROOT, CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE and CAP_MKNOD instead, and no other process
+// changes the root, the directory it lies in, and the directories that are mounted.
 func Run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
 	if err := spec.check(); err != nil {
 		return &SetupError{Op: "check the step", Msg: err.Error()}
