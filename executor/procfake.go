@@ -1,7 +1,7 @@
 package executor
 
 import (
-	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,25 +14,21 @@ import (
 
 // procGlobal are the files of /proc that say something about the machine and that containers are shown.
 var procGlobal = []string{
-	"cgroups", "cmdline", "consoles", "cpuinfo", "crypto", "devices", "diskstats", "filesystems", "loadavg", "locks", "meminfo",
-	"misc", "modules", "partitions", "softirqs", "stat", "swaps", "uptime", "version", "vmstat", "zoneinfo",
+	"cgroups", "cmdline", "cpuinfo", "crypto", "devices", "diskstats", "filesystems", "loadavg", "meminfo", "misc", "partitions",
+	"stat", "swaps", "uptime", "version", "vmstat",
 }
 
-// procSys are the settings that programs look for. Others are answered, too, but not found by those who look first.
+// procDirs are those that programs enter; what is in them is found when it is asked for by its whole name.
+var procDirs = []string{"self", "self/fd", "sys", "sys/fs", "sys/kernel", "sys/vm"}
+
+// procLinked are files that links of an image lead to: /etc/mtab, /dev/stdin and the logs of servers.
+var procLinked = []string{"self/mounts", "self/fd/0", "self/fd/1", "self/fd/2"}
+
+// procSys are the settings that programs look for, for steps that no call is answered for.
 var procSys = []string{
-	"sys/crypto/fips_enabled", "sys/fs/file-max", "sys/fs/nr_open", "sys/fs/pipe-max-size", "sys/kernel/cap_last_cap",
-	"sys/kernel/hostname", "sys/kernel/msgmax", "sys/kernel/ngroups_max", "sys/kernel/osrelease", "sys/kernel/ostype",
-	"sys/kernel/overflowgid", "sys/kernel/overflowuid", "sys/kernel/pid_max", "sys/kernel/random/boot_id",
-	"sys/kernel/random/entropy_avail", "sys/kernel/random/uuid", "sys/kernel/sem", "sys/kernel/shmall", "sys/kernel/shmmax",
-	"sys/kernel/threads-max", "sys/kernel/version", "sys/net/core/somaxconn", "sys/vm/max_map_count", "sys/vm/overcommit_memory",
-	"sys/vm/swappiness",
-}
-
-// procSelf are the files of a process.
-var procSelf = []string{
-	"auxv", "cgroup", "cmdline", "comm", "cwd", "environ", "exe", "fd/0", "fd/1", "fd/2", "fdinfo/0", "io", "limits", "loginuid",
-	"maps", "mountinfo", "mounts", "mountstats", "net/dev", "net/if_inet6", "net/route", "net/tcp", "net/tcp6", "net/udp", "ns/pid",
-	"oom_score", "oom_score_adj", "root", "sched", "smaps", "stat", "statm", "status", "task/0", "wchan",
+	"sys/fs/file-max", "sys/fs/nr_open", "sys/kernel/cap_last_cap", "sys/kernel/hostname", "sys/kernel/ngroups_max",
+	"sys/kernel/osrelease", "sys/kernel/ostype", "sys/kernel/overflowgid", "sys/kernel/overflowuid", "sys/kernel/pid_max",
+	"sys/kernel/shmmax", "sys/kernel/threads-max", "sys/kernel/version", "sys/vm/max_map_count", "sys/vm/overcommit_memory",
 }
 
 // fakeProc is that directory.
@@ -41,6 +37,7 @@ type fakeProc struct {
 	proc  int
 	names map[inode]string // what stands for which file, so that links and relative paths to it are recognized
 	pids  map[int]bool     // directories made for processes
+	full  bool             // procGlobal is there, too
 }
 
 // procNames covers the root's /proc with the names.
@@ -50,43 +47,29 @@ func (s *staging) procNames() (*fakeProc, error) {
 		return nil, err
 	}
 	f := &fakeProc{dir: dir, proc: s.proc, names: map[inode]string{}, pids: map[int]bool{}}
-	all := append(append([]string{"mounts"}, procGlobal...), procSys...)
-	for _, n := range procSelf {
-		all = append(all, "self/"+n)
+	for _, n := range procDirs {
+		if err := unix.Mkdirat(dir, n, 0o555); err != nil {
+			return nil, setupError("make /proc/"+n, err)
+		}
+		if err := f.note(n); err != nil {
+			return nil, setupError("make /proc/"+n, err)
+		}
 	}
-	all = append(all, "thread-self/stat")
-	for _, n := range all {
+	for _, n := range procLinked {
 		if err := f.add(n); err != nil {
 			return nil, setupError("make /proc/"+n, err)
 		}
 	}
-	if err := unix.Symlinkat("self/net", dir, "net"); err != nil {
-		return nil, setupError("make /proc/net", err)
+	for _, l := range [][2]string{{"mounts", "self/mounts"}, {"net", "self/net"}, {"thread-self", "self"}} {
+		if err := unix.Symlinkat(l[1], dir, l[0]); err != nil {
+			return nil, setupError("make /proc/"+l[0], err)
+		}
 	}
 	return f, f.note("")
 }
 
-// add makes an empty file and the directories it is in, if the kernel has such a file.
+// add makes an empty file.
 func (f *fakeProc) add(name string) error {
-	var st unix.Stat_t
-	if !strings.HasPrefix(name, "self/task") && unix.Fstatat(f.proc, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return nil
-	}
-	for i, c := range name {
-		if c != '/' {
-			continue
-		}
-		if err := unix.Mkdirat(f.dir, name[:i], 0o555); err == nil {
-			if err := f.note(name[:i]); err != nil {
-				return err
-			}
-		} else if err != unix.EEXIST {
-			return err
-		}
-	}
-	if path.Dir(name) == "self/task" {
-		return nil
-	}
 	fd, err := unix.Openat(f.dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY|unix.O_CLOEXEC, 0o444)
 	if err != nil {
 		return err
@@ -106,30 +89,35 @@ func (f *fakeProc) note(name string) error {
 
 // fill copies what the files about the machine say now: for a step that no call is answered for.
 func (f *fakeProc) fill() {
-	for _, name := range f.names {
-		if strings.HasPrefix(name, "self/") || strings.HasPrefix(name, "thread-self/") {
-			continue
-		}
+	for _, name := range slices.Concat(procGlobal, procSys) {
 		data, err := readAt(f.proc, name)
 		if err != nil {
 			continue
 		}
-		if fd, err := unix.Openat(f.dir, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-			for len(data) > 0 {
-				n, err := unix.Write(fd, data)
-				if err != nil {
-					break
-				}
-				data = data[n:]
-			}
-			unix.Close(fd)
+		fd, err := unix.Openat(f.dir, name, unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o444)
+		if err != nil {
+			continue
 		}
+		for len(data) > 0 {
+			n, err := unix.Write(fd, data)
+			if err != nil {
+				break
+			}
+			data = data[n:]
+		}
+		unix.Close(fd)
 	}
 }
 
-// list makes a directory for each of the step's processes, and removes those of the ones that are gone, before somebody lists
-// /proc.
+// list makes what somebody who lists /proc expects there: the files about the machine, and a directory for each of the step's
+// processes. Those of processes that are gone are removed.
 func (f *fakeProc) list(running []process) {
+	if !f.full {
+		f.full = true
+		for _, n := range procGlobal {
+			f.add(n) // who finds a name less than there is finds the file all the same
+		}
+	}
 	now := map[int]bool{}
 	for _, p := range running {
 		now[p.pid] = true

@@ -143,11 +143,10 @@ func (s *procServer) statusField(tid int, field string) (int, error) {
 	return 0, unix.EINVAL
 }
 
-// pathCall is a watched call in one form.
+// pathCall is a watched call in one form. A relative path starts at the working directory: others are not watched.
 type pathCall struct {
 	*notification
 	op       string // open, readlink, stat, statx, access
-	dir      int32
 	pathAddr uint64
 	flags    uint64 // of open; AT_ flags of the others
 	out      uint64 // where the answer goes
@@ -155,30 +154,28 @@ type pathCall struct {
 	mode     uint64
 }
 
-const atCWD = unix.AT_FDCWD
-
 func parseCall(name string, n *notification) pathCall {
 	a := n.args
-	c := pathCall{notification: n, op: name, dir: int32(a[0]), pathAddr: a[1]}
+	c := pathCall{notification: n, op: name, pathAddr: a[1]}
 	switch name {
 	case "open":
-		c.dir, c.pathAddr, c.flags = atCWD, a[0], a[1]
+		c.pathAddr, c.flags = a[0], a[1]
 	case "openat":
 		c.op, c.flags = "open", a[2]
 	case "readlink":
-		c.dir, c.pathAddr, c.out, c.size = atCWD, a[0], a[1], a[2]
+		c.pathAddr, c.out, c.size = a[0], a[1], a[2]
 	case "readlinkat":
 		c.op, c.out, c.size = "readlink", a[2], a[3]
 	case "stat":
-		c.dir, c.pathAddr, c.out = atCWD, a[0], a[1]
+		c.pathAddr, c.out = a[0], a[1]
 	case "lstat":
-		c.op, c.dir, c.pathAddr, c.out, c.flags = "stat", atCWD, a[0], a[1], unix.AT_SYMLINK_NOFOLLOW
+		c.op, c.pathAddr, c.out, c.flags = "stat", a[0], a[1], unix.AT_SYMLINK_NOFOLLOW
 	case "newfstatat":
 		c.op, c.out, c.flags = "stat", a[2], a[3]
 	case "statx":
 		c.out, c.flags, c.mode = a[4], a[2], a[3]
 	case "access":
-		c.dir, c.pathAddr, c.mode = atCWD, a[0], a[1]
+		c.pathAddr, c.mode = a[0], a[1]
 	case "faccessat", "faccessat2":
 		c.op, c.mode = "access", a[2]
 		if name == "faccessat2" {
@@ -241,20 +238,26 @@ func (s *procServer) recognize(c *pathCall, text string) (rel string, ok bool) {
 	dir, where := unix.AT_FDCWD, text
 	if text[0] != '/' {
 		dir, where = s.proc, strconv.Itoa(int(c.pid))+"/cwd/"+text
-		if c.dir != atCWD {
-			where = strconv.Itoa(int(c.pid)) + "/fd/" + strconv.Itoa(int(c.dir)) + "/" + text
-		}
 	}
 	flags := 0
 	if nofollow {
 		flags = unix.AT_SYMLINK_NOFOLLOW
 	}
 	var st unix.Stat_t
-	if unix.Fstatat(dir, where, &st, flags) != nil {
+	if unix.Fstatat(dir, where, &st, flags) == nil {
+		rel, ok = s.fake.names[inode{st.Dev, st.Ino}]
+		return rel, ok
+	}
+	if text[0] == '/' {
 		return "", false
 	}
-	rel, ok = s.fake.names[inode{st.Dev, st.Ino}]
-	return rel, ok
+	// Not there, by a relative path: of something that only calls find, if the working directory is one of /proc.
+	var cwd [64]byte
+	n, err := unix.Readlinkat(s.proc, strconv.Itoa(int(c.pid))+"/cwd", cwd[:])
+	if err != nil {
+		return "", false
+	}
+	return strings.CutPrefix(path.Clean(string(cwd[:n])+"/"+text), "/proc/")
 }
 
 // target is a file of the kernel's /proc that a step may see.

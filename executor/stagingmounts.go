@@ -84,7 +84,7 @@ func (s *staging) mount(m Mount, source, hand int) error {
 	case Tmpfs:
 		return s.empty(m.Target, src)
 	case File:
-		if src.Mode&0o044 == 0 {
+		if secret(src) {
 			s.note("the secret on %s is, while the step runs, a file in a directory that only root can enter, and not just in memory; it is overwritten and removed afterwards", m.Target)
 		}
 		return s.file(m.Target, src)
@@ -115,6 +115,9 @@ func (s *staging) empty(target string, t Tmpfs) error {
 	return unix.Fchmod(fd, mode&0o7777)
 }
 
+// secret tells files that not everybody may read.
+func secret(f File) bool { return f.Mode&0o044 == 0 }
+
 // file is a file that is there only while the step runs. It is overwritten by descriptor, so that neither moving it nor another
 // name for it keeps its content.
 func (s *staging) file(target string, f File) error {
@@ -128,7 +131,11 @@ func (s *staging) file(target string, f File) error {
 		return err
 	}
 	restore()
-	s.undo = append(s.undo, func() { s.wipe(fd, target, len(f.Data)) })
+	size := 0
+	if secret(f) {
+		size = len(f.Data)
+	}
+	s.undo = append(s.undo, func() { s.wipe(fd, target, size) })
 	for data := f.Data; len(data) > 0; {
 		n, err := eintr(func() (int, error) { return unix.Write(fd, data) })
 		if err != nil {
@@ -142,7 +149,7 @@ func (s *staging) file(target string, f File) error {
 	return unix.Fchmod(fd, f.Mode&0o7777)
 }
 
-// wipe overwrites what a file held and empties it.
+// wipe overwrites the first bytes of a file and empties it.
 func (s *staging) wipe(fd int, target string, size int) {
 	defer unix.Close(fd)
 	var st unix.Stat_t
@@ -155,7 +162,9 @@ func (s *staging) wipe(fd int, target string, size int) {
 			break
 		}
 	}
-	unix.Fdatasync(fd)
+	if size > 0 {
+		unix.Fdatasync(fd)
+	}
 	unix.Ftruncate(fd, 0)
 }
 
