@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,9 +29,10 @@ const chrootVar = "EXECUTOR_TEST_CHROOT"
 
 // chrootJob is what the process in the container does: all steps at once.
 type chrootJob struct {
-	Specs  []executor.Spec
-	Cancel bool // the first step, once it has printed something
-	Agent  bool // add a socket on /agent to the first step, and say hello to whoever connects
+	Specs    []executor.Spec
+	Cancel   bool // the first step, once it has printed something
+	Listened bool // by a filter outside of the builder
+	Agent    bool // add a socket on /agent to the first step, and say hello to whoever connects
 }
 
 type chrootResult struct {
@@ -49,6 +51,9 @@ func chrootMain() {
 	var job chrootJob
 	if err := json.Unmarshal(data, &job); err != nil {
 		panic(err)
+	}
+	if job.Listened && len(os.Args) == 1 {
+		listenOutside()
 	}
 	results := make([]chrootResult, len(job.Specs))
 	done := make(chan int)
@@ -102,6 +107,20 @@ func chrootMain() {
 		panic(err)
 	}
 	os.Exit(0)
+}
+
+// listenOutside executes the builder again below a filter that has a listener.
+func listenOutside() {
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	fd, err := executor.InstallListener()
+	if err != nil {
+		panic(err)
+	}
+	unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+	panic(syscall.Exec("/builder", []string{"/builder", "again"}, os.Environ()))
 }
 
 // serveHello takes the listening end of the step's socket and answers the first who connects.
@@ -685,5 +704,20 @@ func testChrootSocket(t *testing.T, p *chrootPlace, tree string) {
 	}
 	if _, err := os.Lstat(p.host(tree) + "/agent"); err == nil {
 		t.Error("the socket is left")
+	}
+}
+
+// Only one may listen to a process's calls. Where somebody else does, there are copies.
+func TestChrootCannotListen(t *testing.T) {
+	p := newChrootPlace(t)
+	tree := p.root(t, "busybox")
+	before := stateOf(t, p.host(tree))
+	s := chrootSpec(tree, `cat /proc/sys/kernel/ostype; grep -c processor /proc/cpuinfo >/dev/null && echo cpus; cat /proc/self/stat 2>/dev/null || echo none`)
+	r := p.do(t, chrootJob{Specs: []executor.Spec{s}, Listened: true})[0]
+	if r.err != nil || r.out != "Linux\ncpus\nnone\n" || len(r.traces.Notes) != 1 || !strings.Contains(r.traces.Notes[0], "copies") {
+		t.Errorf("%v: %q, %q", r.err, r.out, r.traces.Notes)
+	}
+	if diff := changed(before, stateOf(t, p.host(tree)), r.traces.Touched); len(diff) > 0 {
+		t.Error(diff)
 	}
 }
