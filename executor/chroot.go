@@ -199,8 +199,16 @@ func (k *keeperRun) run(ctx context.Context, stdin, stdout, stderr *os.File) err
 	keepers.add(p.Pid)
 	defer keepers.remove(p.Pid)
 	// The end of what it reads tells the keeper to finish, as our own end would.
-	stop := context.AfterFunc(ctx, func() { unix.Shutdown(int(ours.Fd()), unix.SHUT_WR) })
-	defer stop()
+	fd, shut := int(ours.Fd()), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		unix.Shutdown(fd, unix.SHUT_WR)
+		close(shut)
+	})
+	defer func() { // before the descriptor is closed
+		if !stop() {
+			<-shut
+		}
+	}()
 	for {
 		buf, _, err := receive(ours, nil)
 		if err != nil || len(buf) == 0 {

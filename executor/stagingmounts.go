@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// defaultShm is the size of /dev/shm that nobody asked for, in bytes.
+const defaultShm = 64 << 20
+
 // fill puts everything a step sees besides its root into the root: what other rungs mount.
 func (s *staging) fill(p *keeperPlan) error {
 	if err := s.dev(); err != nil {
@@ -30,6 +33,9 @@ func (s *staging) fill(p *keeperPlan) error {
 	}
 	if h := p.Step.Hostname; h != "" && h != DefaultHostname {
 		s.note("the step's host is not called %s: a host's name cannot be set without a namespace", h)
+	}
+	if size := p.Step.ShmSize; size > 0 && size != defaultShm {
+		s.note("/dev/shm is a directory on disk, and its size is not limited")
 	}
 	order := make([]int, len(p.Mounts))
 	for i := range order {
