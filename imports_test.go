@@ -130,7 +130,7 @@ var beforeMain = []string{"executor/init.go"}
 // early is what executor may import from outside: packages that are initialized in no time and before others. Look at
 // GODEBUG=inittrace=1 before adding one: build/executor must come right after golang.org/x/sys/unix and what that enables.
 const early = "bufio bytes cmp context encoding/binary encoding/json errors fmt io os path runtime slices strconv strings " +
-	"sync syscall unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go"
+	"sync sync/atomic syscall unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go"
 
 func TestStepsStartEarly(t *testing.T) {
 	for _, p := range list(t) {

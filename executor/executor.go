@@ -8,6 +8,9 @@
 // has CAP_SYS_ADMIN in the user namespace whose ids the files have (see internal/userns). It refuses what it cannot isolate;
 // it never runs a command with less than was asked.
 //
+// Where the machine allows neither (Means.Chroot), a step is confined by chroot, Landlock and a filter, and what would be
+// mounted is moved and copied: see chroot.go.
+//
 // Reading order: Spec, Run (run.go), stepInit (init.go).
 package executor
 
@@ -49,6 +52,8 @@ type Spec struct {
 	CPUs     []int // the step starts on these; none: on the caller's
 
 	Cgroups *Cgroups `json:"-"` // nil: the step stays in the caller's
+
+	Traces *Traces `json:"-"` // filled by Run when not nil
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.
@@ -104,6 +109,9 @@ type Source interface{ source() }
 
 // BindPath is a file or directory of the host. Sub, if any, is a path below Path whose symlinks are resolved as if Path were
 // the root.
+//
+// In a chroot a directory that is not ReadOnly, and on the root's file system, is moved into the root while the step runs: it
+// is missing from its place meanwhile, so nobody else may use it. Anything else is a copy, and what is written to it is lost.
 type BindPath struct {
 	Path     string
 	Sub      string `json:",omitempty"`

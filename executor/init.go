@@ -28,6 +28,10 @@ func init() {
 		stepInit()
 	case argProbe, argProbeBound, argProbeChroot:
 		probeInit(os.Args[0])
+	case argKeeper:
+		keeperInit()
+	case argEnter:
+		enterInit()
 	}
 }
 
@@ -50,8 +54,8 @@ func runInit() error {
 	if err := unix.CloseRange(initSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return setupError("protect inherited files", err)
 	}
-	p, err := readPlan()
-	if err != nil {
+	p := &plan{}
+	if err := readPlan(p); err != nil {
 		return setupError("read the plan", err)
 	}
 	unix.Umask(0o022)
@@ -72,17 +76,17 @@ func runInit() error {
 	return execute(p)
 }
 
-func readPlan() (*plan, error) {
+// readPlan reads what writePlan wrote.
+func readPlan(p any) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(initPlan, &st); err != nil {
-		return nil, err
+		return err
 	}
 	data := make([]byte, st.Size)
 	if _, err := io.ReadFull(os.NewFile(initPlan, "plan"), data); err != nil {
-		return nil, err
+		return err
 	}
-	p := &plan{}
-	return p, json.Unmarshal(data, p)
+	return json.Unmarshal(data, p)
 }
 
 // report sends a message. Nobody can be told when that fails; the process ends then, and so the other side learns of it.

@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(crashVar) != "" {
 		crashMain()
 	}
+	if os.Getenv(chrootVar) != "" {
+		chrootMain()
+	}
 	code := m.Run()
 	if shared.holder != nil {
 		shared.holder.Close()

@@ -42,7 +42,8 @@ type plan struct {
 
 	NewCgroupNS bool // make the cgroup namespace, which the process was not started in
 
-	hierarchies []string // of cgroup v1, of which the step is in groups of its own; found by the first process
+	hierarchies []string  // of cgroup v1, of which the step is in groups of its own; found by the first process
+	Watch       rawFilter // calls that somebody answers for the step; see procserve.go
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
@@ -51,6 +52,8 @@ type message struct {
 	Touched []touched   `json:",omitempty"`
 	Setup   *SetupError `json:",omitempty"`
 	Exit    *ExitError  `json:",omitempty"`
+	Watched bool        `json:",omitempty"` // with one descriptor, the listener of plan.Watch
+	Blind   string      `json:",omitempty"` // why there is none; the step waits for the end of its socket
 }
 
 type stubName struct {

@@ -18,13 +18,18 @@ import (
 // /dev/null.
 //
 // The calling process must have CAP_SYS_ADMIN in the user namespace whose ids the root's files have. It should be process 1 of
-// a pid namespace (see internal/userns), so that its own death takes the step with it.
+// a pid namespace (see internal/userns), so that its own death takes the step with it. With Means.Chroot it has to be root with
+// CAP_SYS_CHROOT, CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE and CAP_MKNOD instead, and no other process
+// changes the root, the directory it lies in, and the directories that are mounted.
 func Run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
 	if err := spec.check(); err != nil {
 		return &SetupError{Op: "check the step", Msg: err.Error()}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if spec.Means.Chroot {
+		return runChroot(ctx, spec, stdin, stdout, stderr)
 	}
 	upper := openUpper(spec.Root)
 	defer upper.close()
@@ -198,7 +203,7 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 }
 
 // writePlan gives the plan as a file: pipes and sockets are too small for the largest of them.
-func writePlan(p *plan) (*os.File, error) {
+func writePlan(p any) (*os.File, error) {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return nil, err
@@ -314,7 +319,10 @@ func startError(err error) error {
 
 // exitError translates how the command ended.
 func exitError(state *os.ProcessState) error {
-	ws := state.Sys().(syscall.WaitStatus)
+	return statusError(state.Sys().(syscall.WaitStatus))
+}
+
+func statusError(ws syscall.WaitStatus) error {
 	switch {
 	case ws.Signaled():
 		return &ExitError{Code: 128 + int(ws.Signal()), Signal: ws.Signal().String()}

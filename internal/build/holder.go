@@ -241,7 +241,13 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	}
 	defer release()
 	req.Spec.Root = stand.root
-	if err := executor.Run(ctx, &req.Spec, files[0], files[1], files[2]); err != nil {
+	var traces executor.Traces
+	req.Spec.Traces = &traces
+	err = executor.Run(ctx, &req.Spec, files[0], files[1], files[2])
+	for _, note := range traces.Notes {
+		_, _ = fmt.Fprintf(files[2], "isolation: %s\n", note)
+	}
+	if err != nil {
 		return nil, n.blameRoom(err)
 	}
 	search := req.Leaks.search()
