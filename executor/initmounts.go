@@ -2,7 +2,6 @@ package executor
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -17,24 +16,11 @@ var (
 	readonlyPaths = []string{"proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"}
 )
 
-// devices are bound from the host, after their numbers were checked, and not made: making them needs privileges that user
-// namespaces do not have.
-var devices = []struct {
-	name         string
-	major, minor uint32
-}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
-
-var devLinks = [][2]string{
-	{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
-	{"core", "/proc/kcore"}, {"ptmx", "pts/ptmx"},
-}
-
 // tree builds what a step sees. Until enterRoot the host's mounts are there too: devices and sources come from them.
 type tree struct {
 	plan  *plan
 	make  *maker
 	root  int
-	null  int // the host's /dev/null, checked
 	empty int // an empty directory: masks directories
 }
 
@@ -45,9 +31,6 @@ func buildTree(p *plan, root int) error {
 	}
 	t := &tree{plan: p, root: root}
 	var err error
-	if t.null, err = openDevice("null", 1, 3); err != nil {
-		return setupError("open /dev/null", err)
-	}
 	if err := t.stage(); err != nil {
 		return setupError("attach the root", err)
 	}
@@ -168,22 +151,6 @@ func (t *tree) sys() error {
 	return t.cgroupView(attrs)
 }
 
-func openDevice(name string, major, minor uint32) (int, error) {
-	fd, err := unix.Open("/dev/"+name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(major, minor) {
-		unix.Close(fd)
-		return -1, fmt.Errorf("/dev/%s of the host is not device %d:%d", name, major, minor)
-	}
-	return fd, nil
-}
-
 // dev mounts a small /dev of its own.
 func (t *tree) dev() error {
 	err := t.mountBase("dev", func() (int, error) {
@@ -198,9 +165,12 @@ func (t *tree) dev() error {
 	}
 	defer unix.Close(dev)
 	for _, d := range devices {
-		if err := bindDevice(dev, d.name, d.major, d.minor); err != nil {
+		if err := t.bindDevice(dev, d.name, d.major, d.minor); err != nil {
 			return setupError("make /dev/"+d.name, err)
 		}
+	}
+	if err := ownNull(dev); err != nil {
+		return setupError("replace standard files", err)
 	}
 	for _, l := range devLinks {
 		if err := unix.Symlinkat(l[1], dev, l[0]); err != nil {
@@ -256,29 +226,6 @@ func mountPts() (int, error) {
 	return fd, err
 }
 
-func bindDevice(dev int, name string, major, minor uint32) error {
-	src, err := openDevice(name, major, minor)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(src)
-	fd, err := unix.Openat(dev, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY|unix.O_CLOEXEC, 0o666)
-	if err != nil {
-		return err
-	}
-	unix.Close(fd)
-	target, err := unix.Openat(dev, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	m, err := cloneFD(src, 0, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
-	if err != nil {
-		unix.Close(target)
-		return err
-	}
-	return attach(m, target)
-}
-
 // mask hides and protects parts of /proc and /sys. Paths that this kernel does not have are fine.
 func (t *tree) mask() error {
 	if t.plan.Insecure {
@@ -296,7 +243,7 @@ func (t *tree) mask() error {
 			if dir {
 				return cloneFD(t.empty, 0, unix.MOUNT_ATTR_RDONLY)
 			}
-			return cloneFD(t.null, 0, 0)
+			return t.device("null", 1, 3)
 		}); err != nil {
 			return setupError("mask /"+path, err)
 		}

@@ -163,14 +163,15 @@ func (l *layerFDs) open(o Overlay) error {
 // a directory that is thrown away after a crash is wasted.
 var overlayOptions = []string{"userxattr", "index=off", "volatile"}
 
-// overlayWays are the ways of naming layers, newest first: by descriptor, by name one at a time, by name in one mount(2). Names
-// are those of our own descriptors, so they are short whatever the layers are called.
+// overlayWays are the ways of naming layers: by name one at a time, by descriptor, by name in one mount(2). Names are those of
+// our own descriptors, so they are short whatever the layers are called. They come first because the kernel shows a step what
+// the layers of its root were called: of a descriptor it shows the path on the host.
 var overlayWays = []struct {
 	name  string
 	mount func(Overlay, int) (int, error)
 }{
-	{"layers by descriptor", overlayByFD},
 	{"layers by name", overlayByName},
+	{"layers by descriptor", overlayByFD},
 	{"layers by mount(2)", overlayByMount},
 }
 

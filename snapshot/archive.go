@@ -90,7 +90,7 @@ func (a *archives) openIf(ctx context.Context, src Source, e *tree.Entry, w *Wri
 		if errors.As(err, &changed) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("unpack /%s: %w", e.Path, err)
+		return nil, archiveFailure(ctx, e.Path, err)
 	}
 	var spare *os.File
 	return &archive{f: f, zstd: zstd, spare: func() (_ *os.File, err error) {

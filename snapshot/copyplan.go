@@ -470,7 +470,7 @@ func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) erro
 			}
 			if a != nil {
 				if err := p.unpack(ctx, a); err != nil {
-					return fmt.Errorf("unpack /%s: %w", it.path, err)
+					return archiveFailure(ctx, it.path, err)
 				}
 				if a.zstd && s.spec.Unpack == nil {
 					s.Zstd = append(s.Zstd, it.path)

@@ -66,3 +66,34 @@ func layerFailure(ctx context.Context, err error) error {
 	}
 	return &LayerError{Err: err}
 }
+
+// ArchiveError says that a file that ADD was to unpack begins as an archive and cannot be unpacked: it is damaged, or its
+// entries contradict each other or lead out of it.
+type ArchiveError struct{ Err error }
+
+func (e *ArchiveError) Error() string { return e.Err.Error() }
+func (e *ArchiveError) Unwrap() error { return e.Err }
+
+// archiveFailure tells a bad archive from a machine or a context that failed while it was unpacked.
+func archiveFailure(ctx context.Context, path string, err error) error {
+	var errno unix.Errno
+	var changed *ChangedError
+	machine := errors.As(err, &errno) && !slices.Contains(contradictions, errno)
+	err = fmt.Errorf("unpack /%s: %w", path, err)
+	if ctx.Err() != nil || machine || errors.As(err, &changed) {
+		return err
+	}
+	return &ArchiveError{Err: err}
+}
+
+// UnfitError says that a file has a name no layer can hold: longer than paths can be, or one that marks a deletion.
+type UnfitError struct{ Err error }
+
+func (e *UnfitError) Error() string { return e.Err.Error() }
+func (e *UnfitError) Unwrap() error { return e.Err }
+
+// KindUnfit is the kind under which an UnfitError crosses a process boundary.
+const KindUnfit = "snapshot.unfit"
+
+// Remote lets the error cross a process boundary; the message says it all.
+func (e *UnfitError) Remote() (string, any) { return KindUnfit, nil }

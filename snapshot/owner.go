@@ -115,6 +115,9 @@ func looksNumeric(s string) bool {
 // called last. The first line of the name counts.
 func lookUp(read func(string) ([]byte, error), file, kind, name string, last int) ([]uint32, error) {
 	data, err := read(file)
+	if large := new(TooLargeError); errors.As(err, &large) { // the image's fault, not ours
+		return nil, &OwnerError{Msg: fmt.Sprintf("look up %s %q: %v", kind, name, large)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look up %s %q: %w", kind, name, err)
 	}

@@ -91,6 +91,9 @@ func (w *Writer) Add(e *tree.Entry, content io.Reader) error {
 		return w.err
 	}
 	if err := w.add(e, content); err != nil {
+		if errors.Is(err, tree.ErrPath) {
+			err = &UnfitError{err}
+		}
 		w.err = fmt.Errorf("write layer: /%s: %w", e.Path, err)
 		var changed *ChangedError
 		if errors.As(err, &changed) {
@@ -131,7 +134,7 @@ func (w *Writer) add(e *tree.Entry, content io.Reader) error {
 // normalise brings an entry into the form that reading the tar gives.
 func (w *Writer) normalise(e *tree.Entry) error {
 	if _, base := splitPath(e.Path); strings.HasPrefix(base, whiteoutPrefix) {
-		return fmt.Errorf("layers cannot hold names that begin with %s: they mark deletions", whiteoutPrefix)
+		return &UnfitError{fmt.Errorf("layers cannot hold names that begin with %s: they mark deletions", whiteoutPrefix)}
 	}
 	sec := int64(0)
 	if !e.ModTime.IsZero() {

@@ -32,8 +32,12 @@ func TestMain(m *testing.M) {
 	if build.Reentry() {
 		return
 	}
-	if filepath.Base(os.Args[0]) == "docker" {
+	switch filepath.Base(os.Args[0]) {
+	case "docker":
 		main()
+	case "attacker":
+		attacker()
+		return
 	}
 	testscript.Main(m, map[string]func(){"build": main})
 }

@@ -79,13 +79,14 @@ func unexplained(err error) bool {
 	var (
 		lie     *snapshot.DigestError
 		layer   *snapshot.LayerError
+		archive *snapshot.ArchiveError // perhaps of a download, which is in the store
 		changed *snapshot.ChangedError
 		context *buildctx.ChangedError
 	)
 	switch {
 	case errors.As(err, &context):
 		return false
-	case errors.As(err, &lie), errors.As(err, &layer), errors.As(err, &changed), registry.IsClass(err, registry.Digest):
+	case errors.As(err, &lie), errors.As(err, &layer), errors.As(err, &archive), errors.As(err, &changed), registry.IsClass(err, registry.Digest):
 		return true
 	}
 	return ExitCode(err) == ExitInternal

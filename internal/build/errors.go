@@ -148,6 +148,9 @@ func ExitCode(err error) int {
 		lie   *snapshot.DigestError
 		layer *snapshot.LayerError
 		leaks *SecretLeakError
+		add   *snapshot.ArchiveError
+		unfit *snapshot.UnfitError
+		large *buildctx.TooLargeError
 	)
 	switch {
 	case err == nil:
@@ -162,7 +165,7 @@ func ExitCode(err error) int {
 		return registryExit(reg)
 	case errors.As(err, &lie), errors.As(err, &layer): // the image's configuration promised another layer, or its layer is none
 		return ExitNetwork
-	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc), errors.As(err, &ign), errors.As(err, &arch):
+	case errors.As(err, &perr), errors.As(err, &perrs), errors.As(err, &usage), errors.As(err, &nf), errors.As(err, &cp), errors.As(err, &owner), errors.As(err, &chg), errors.As(err, &bchg), errors.As(err, &nodf), errors.As(err, &esc), errors.As(err, &ign), errors.As(err, &arch), errors.As(err, &add), errors.As(err, &unfit), errors.As(err, &large):
 		return ExitUsage
 	case errors.As(err, &path):
 		if errors.As(err, &src) { // an unreadable file of the context, named by an instruction

@@ -61,6 +61,9 @@ func fromHolder(err error) error {
 		if own := new(snapshot.DigestError); r.Kind == snapshot.KindDigest && json.Unmarshal(r.Data, own) == nil {
 			return fmt.Errorf("unpack a layer: %w", own)
 		}
+		if r.Kind == snapshot.KindUnfit {
+			return &snapshot.UnfitError{Err: r}
+		}
 		if r.Kind == snapshot.KindLayer {
 			return &snapshot.LayerError{Err: r} // with the layer it is about
 		}

@@ -129,6 +129,13 @@ func (e *EscapeError) Error() string {
 
 const maxControlFile = 16 << 20 // of a Dockerfile or an ignore file
 
+// TooLargeError says that a Dockerfile or an ignore file has more than 16 MiB and so is none.
+type TooLargeError struct{ Name string }
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("%s is larger than %d MiB", e.Name, maxControlFile>>20)
+}
+
 // readConfined reads a small regular file named by a path relative to dir. Symlinks are followed as long as they lead to
 // something in dir.
 func readConfined(dir, path string) ([]byte, error) {
@@ -197,7 +204,7 @@ func readLimited(r io.Reader, name string) ([]byte, error) {
 		return nil, err
 	}
 	if len(b) > maxControlFile {
-		return nil, fmt.Errorf("%s is larger than %d MiB", name, maxControlFile>>20)
+		return nil, &TooLargeError{Name: name}
 	}
 	return b, nil
 }

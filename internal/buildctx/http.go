@@ -318,7 +318,7 @@ func (d *Downloads) once(ctx context.Context, raw string, have kept) (kept, erro
 	resp, err := client.Do(req)
 	if err != nil {
 		var untrusted *tls.CertificateVerificationError
-		e := d.fail(raw, !errors.As(err, &untrusted), err)
+		e := d.fail(raw, !errors.As(err, &untrusted) && !errors.Is(err, errBadRedirect), err)
 		if untrusted != nil {
 			e.Hint = "trust its CA with certs.d/" + req.URL.Host + "/ca.crt or SSL_CERT_FILE, or the host with --insecure " + req.URL.Host
 		}
@@ -363,7 +363,23 @@ func (d *Downloads) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
 		return errors.New("too many redirections")
 	}
-	return nil // net/http sends no credentials to another host
+	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
+		return fmt.Errorf("%w: to %s:", errBadRedirect, req.URL.Scheme)
+	}
+	// net/http sends no credentials to another host, but does to another port of it, to its subdomains, and without encryption.
+	if !sameOrigin(via[0].URL, req.URL) {
+		req.Header.Del("Authorization")
+	}
+	return nil
+}
+
+var errBadRedirect = errors.New("redirected to a place that is not on the web")
+
+// sameOrigin reports whether what may be told to a may be told to b: the same scheme, host and port, or the encrypted form of
+// the same host at the ports these schemes have.
+func sameOrigin(a, b *url.URL) bool {
+	upgraded := a.Scheme == "http" && a.Port() == "" && b.Scheme == "https" && b.Port() == ""
+	return a.Hostname() == b.Hostname() && (upgraded || a.Scheme == b.Scheme && a.Port() == b.Port())
 }
 
 func (d *Downloads) statusError(raw string, resp *http.Response) error {

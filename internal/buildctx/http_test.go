@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,6 +239,27 @@ func TestDownloadCredentials(t *testing.T) {
 	if _, err := d.Get(ctx, strings.Replace(away.URL, "127.0.0.1", "localhost", 1), ""); err != nil || o.last.Get("Authorization") != "" {
 		t.Errorf("%v %v", o.last, err)
 	}
+	// So is another port, which may be somebody else's server.
+	if _, err := d.Get(ctx, away.URL, ""); err != nil || o.last.Get("Authorization") != "" {
+		t.Errorf("another port: %v %v", o.last, err)
+	}
+	for next, want := range map[string]bool{
+		"http://h/b": true, "https://h/b": true, "http://h:81/b": false, "https://h:444/b": false, "http://sub.h/b": false, "http://h.other/b": false,
+	} {
+		a, b := parseURL(t, "http://h/a"), parseURL(t, next)
+		if sameOrigin(a, b) != want || b.Scheme == "https" && sameOrigin(b, a) {
+			t.Errorf("from %s to %s: %v", a, b, !want)
+		}
+	}
+	asked := 0
+	file := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+	}))
+	defer file.Close()
+	if _, err := d.Get(ctx, file.URL, ""); err == nil || asked != 1 {
+		t.Errorf("redirected to a file: asked %d times, %v", asked, err)
+	}
 	o.fail.Store(100)
 	secret := strings.Replace(o.URL, "http://", "http://user:s3cret@", 1) + "/f"
 	if _, err := d.Get(ctx, secret, ""); err == nil || strings.Contains(err.Error(), "s3cret") {
@@ -346,4 +368,13 @@ func TestS24ParseRemote(t *testing.T) {
 	if g := r.Git; err != nil || !*g.KeepGitDir || *g.Submodules || g.MTime != "commit" || g.Query.Checksum != "abc" || !g.Query.FetchByCommit {
 		t.Errorf("%+v %v", r, err)
 	}
+}
+
+func parseURL(t *testing.T, s string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }

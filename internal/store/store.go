@@ -145,7 +145,26 @@ func (s *Store) open() error {
 		return s.fail(fmt.Sprintf("its format %.40q is not one this version of build knows", strings.TrimSpace(string(v))),
 			"use the version of build that made it, or "+useAnotherRoot)
 	}
+	if err := s.private(); err != nil {
+		return err
+	}
 	return s.probeLocks()
+}
+
+// private refuses a store whose unpacked layers or blobs others can reach. The directory above them may be open to be read, as
+// one is that somebody made beforehand; but in here are programs of any owner with any mode, setuid included.
+func (s *Store) private() error {
+	for _, d := range []string{localDir, "blobs"} {
+		fi, err := os.Lstat(s.path(d))
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() || fi.Mode().Perm()&0o077 != 0 {
+			return s.fail(fmt.Sprintf("%s in it is open to others (mode %04o), with setuid programs of any image", d, fi.Mode().Perm()),
+				"run chmod go= "+s.path(d)+", or "+useAnotherRoot)
+		}
+	}
+	return nil
 }
 
 // ownDir makes the store's directory when it is missing and refuses one that others could write to.

@@ -21,7 +21,7 @@ chmod -R u+rwX,go+rX "$dir/src"
 
 cd "$dir/src/${PWD#"$repo"}"
 pass=(HOME="$home" USER="$user" LOGNAME="$user" PATH="$PATH" TMPDIR="$dir/tmp" LANG=C.UTF-8)
-for v in BUILD_TEST_REQUIRE BUILD_TEST_CACHE CI http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GORACE; do
+for v in BUILD_TEST_REQUIRE BUILD_TEST_CACHE BUILD_TEST_ISOLATION CI http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GORACE; do
   [ -z "${!v+x}" ] || pass+=("$v=${!v}")
 done
 status=0
