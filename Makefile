@@ -24,6 +24,7 @@ setup:
 	testdata/setup/packages.sh
 	$(if $(ROOT),testdata/setup/users.sh)
 	testdata/setup/bases.sh
+	testdata/setup/emulators.sh
 
 check:
 	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); [ -z "$$bad" ] || { echo "gofmt: $$bad" >&2; exit 1; }

@@ -46,6 +46,8 @@ type Spec struct {
 	Security Security
 	Rlimits  []Rlimit
 	ShmSize  int64 // of /dev/shm in bytes; 0 is 64 MiB
+	// Emulators execute the programs that this machine does not.
+	Emulators []Emulator
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.
@@ -141,6 +143,14 @@ func (s *Spec) check() error {
 	case len(s.Hostname) > 64:
 		return fmt.Errorf("hostname of %d bytes, at most 64", len(s.Hostname))
 	}
+	if len(s.Emulators) > 0 && s.Means.Chroot {
+		return errors.New("an emulator of its own needs namespaces")
+	}
+	for i := range s.Emulators {
+		if err := s.Emulators[i].check(); err != nil {
+			return err
+		}
+	}
 	for _, m := range s.Mounts {
 		if m.Source == nil {
 			return fmt.Errorf("mount on %s: no source", m.Target)
@@ -219,6 +229,9 @@ func (s *Spec) checkText() error {
 		names = append(append(names, r.Upper, r.Work), r.Lower...)
 	case Tree:
 		names = append(names, r.Dir)
+	}
+	for _, e := range s.Emulators {
+		names = append(names, e.Path, e.Name)
 	}
 	for _, m := range s.Mounts {
 		names = append(names, m.Target)

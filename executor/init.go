@@ -26,8 +26,12 @@ func init() {
 	switch os.Args[0] {
 	case argInit:
 		stepInit()
+	case argUnmapped:
+		stepUnmapped()
 	case argProbe, argProbeBound, argProbeChroot:
 		probeInit(os.Args[0])
+	case argProbeTable:
+		probeTableInit()
 	}
 }
 

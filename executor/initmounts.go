@@ -35,6 +35,7 @@ type tree struct {
 	make  *maker
 	root  int
 	null  int // the host's /dev/null, checked
+	table int // of emulators, when the plan has some
 	empty int // an empty directory: masks directories
 }
 
@@ -48,13 +49,18 @@ func buildTree(p *plan, root int) error {
 	if t.null, err = openDevice("null", 1, 3); err != nil {
 		return setupError("open /dev/null", err)
 	}
+	if len(p.Emulators) > 0 {
+		if t.table, err = newHandlerTable(); err != nil {
+			return err
+		}
+	}
 	if err := t.stage(); err != nil {
 		return setupError("attach the root", err)
 	}
 	if t.make, err = newMaker(root); err != nil {
 		return setupError("open the root", err)
 	}
-	for _, step := range []func() error{t.proc, t.dev, t.sys, t.mask, t.mounts} {
+	for _, step := range []func() error{t.emulators, t.proc, t.dev, t.sys, t.mask, t.mounts} {
 		if err := step(); err != nil {
 			t.reportStubs()
 			return err

@@ -37,6 +37,8 @@ type plan struct {
 	KeepCaps   uint64
 	Mounts     []preparedMount
 	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox
+	// Emulators are registered in a user namespace that is then the step's own.
+	Emulators []preparedEmulator
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
@@ -45,6 +47,8 @@ type message struct {
 	Touched []touched   `json:",omitempty"`
 	Setup   *SetupError `json:",omitempty"`
 	Exit    *ExitError  `json:",omitempty"`
+	// Table comes with one descriptor: see Emulator.
+	Table bool `json:",omitempty"`
 }
 
 type stubName struct {
