@@ -65,6 +65,7 @@ type Options struct {
 	Isolation     Isolation           // of RUN
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
+	Emulators     Emulators           // for RUN of other machines' images; the zero value: what is registered on this machine
 
 	Progress progress.Sink
 }
