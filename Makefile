@@ -25,6 +25,7 @@ setup:
 	$(if $(ROOT),testdata/setup/users.sh)
 	testdata/setup/bases.sh
 	testdata/setup/kernel.sh
+	testdata/setup/emulators.sh
 
 check:
 	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); [ -z "$$bad" ] || { echo "gofmt: $$bad" >&2; exit 1; }

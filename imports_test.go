@@ -18,8 +18,8 @@ import (
 // may lists, for each package, the packages of this module that it may import. The map is the architecture: add an arrow
 // only with a reason that fits in a sentence.
 var may = map[string]string{
-	"cmd/build":         "internal/build internal/progress internal/userns executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
+	"cmd/build":         "internal/build internal/progress internal/userns internal/emulator executor",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
@@ -40,6 +40,7 @@ var may = map[string]string{
 	"internal/usernet":  "",
 	"internal/cgroup":   "",
 	"internal/testenv":  "",
+	"internal/emulator": "",
 	"bench":             "",
 }
 

@@ -17,10 +17,10 @@ type Cgroups struct {
 // process, and no moment passes outside. Else, and with cgroup v1 always, the process enters the groups before it does anything
 // else, through files that were opened by somebody with the right to. The cgroup namespace comes after that, made by the
 // process itself: one made together with the process would have the group of the caller as its top.
-func (s *step) startProcess(attr *os.ProcAttr) (*os.Process, error) {
+func (s *step) startProcess(name string, attr *os.ProcAttr) (*os.Process, error) {
 	g := s.cgroups
 	if g == nil {
-		return os.StartProcess(initExePath, []string{argInit}, attr)
+		return os.StartProcess(initExePath, []string{name}, attr)
 	}
 	if attr.Sys.Cloneflags&unix.CLONE_NEWCGROUP != 0 {
 		attr.Sys.Cloneflags &^= unix.CLONE_NEWCGROUP
@@ -39,7 +39,7 @@ func (s *step) startProcess(attr *os.ProcAttr) (*os.Process, error) {
 		}
 		defer planFile.Close()
 		attr.Files[initPlan] = planFile
-		return os.StartProcess(initExePath, []string{argInit}, attr)
+		return os.StartProcess(initExePath, []string{name}, attr)
 	}
 	if g.Dir == nil {
 		return start()

@@ -54,6 +54,8 @@ type Spec struct {
 	Cgroups *Cgroups `json:"-"` // nil: the step stays in the caller's
 
 	Traces *Traces `json:"-"` // filled by Run when not nil
+	// Emulators execute the programs that this machine does not.
+	Emulators []Emulator
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.
@@ -152,6 +154,14 @@ func (s *Spec) check() error {
 	case len(s.Hostname) > 64:
 		return fmt.Errorf("hostname of %d bytes, at most 64", len(s.Hostname))
 	}
+	if len(s.Emulators) > 0 && s.Means.Chroot {
+		return errors.New("an emulator of its own needs namespaces")
+	}
+	for i := range s.Emulators {
+		if err := s.Emulators[i].check(); err != nil {
+			return err
+		}
+	}
 	for _, m := range s.Mounts {
 		if m.Source == nil {
 			return fmt.Errorf("mount on %s: no source", m.Target)
@@ -230,6 +240,9 @@ func (s *Spec) checkText() error {
 		names = append(append(names, r.Upper, r.Work), r.Lower...)
 	case Tree:
 		names = append(names, r.Dir)
+	}
+	for _, e := range s.Emulators {
+		names = append(names, e.Path, e.Name)
 	}
 	for _, m := range s.Mounts {
 		names = append(names, m.Target)

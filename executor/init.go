@@ -26,12 +26,16 @@ func init() {
 	switch os.Args[0] {
 	case argInit:
 		stepInit()
+	case argUnmapped:
+		stepUnmapped()
 	case argProbe, argProbeBound, argProbeChroot:
 		probeInit(os.Args[0])
 	case argKeeper:
 		keeperInit()
 	case argEnter:
 		enterInit()
+	case argProbeTable:
+		probeTableInit()
 	}
 }
 

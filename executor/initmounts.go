@@ -21,6 +21,7 @@ type tree struct {
 	plan  *plan
 	make  *maker
 	root  int
+	table int // of emulators, when the plan has some
 	empty int // an empty directory: masks directories
 }
 
@@ -31,13 +32,18 @@ func buildTree(p *plan, root int) error {
 	}
 	t := &tree{plan: p, root: root}
 	var err error
+	if len(p.Emulators) > 0 {
+		if t.table, err = newHandlerTable(); err != nil {
+			return err
+		}
+	}
 	if err := t.stage(); err != nil {
 		return setupError("attach the root", err)
 	}
 	if t.make, err = newMaker(root); err != nil {
 		return setupError("open the root", err)
 	}
-	for _, step := range []func() error{t.proc, t.dev, t.sys, t.mask, t.mounts} {
+	for _, step := range []func() error{t.emulators, t.proc, t.dev, t.sys, t.mask, t.mounts} {
 		if err := step(); err != nil {
 			t.reportStubs()
 			return err

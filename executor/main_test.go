@@ -30,7 +30,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	userns.Reentry(map[string]userns.Handler{"run": handleRun, "probe": handleProbe, "remove": handleRemove})
+	userns.Reentry(map[string]userns.Handler{"run": handleRun, "probe": handleProbe, "probe-emulation": handleProbeEmulation, "remove": handleRemove})
 	if os.Getenv(crashVar) != "" {
 		crashMain()
 	}
@@ -64,6 +64,10 @@ func handleProbe(ctx context.Context, in json.RawMessage, _ []*os.File) (any, er
 		return nil, err
 	}
 	return executor.Probe(ctx, dir, executor.Means{}), nil
+}
+
+func handleProbeEmulation(ctx context.Context, _ json.RawMessage, _ []*os.File) (any, error) {
+	return executor.ProbeEmulation(ctx), nil
 }
 
 func handleRemove(_ context.Context, in json.RawMessage, _ []*os.File) (any, error) {
@@ -265,7 +269,7 @@ func TestAsUser(t *testing.T) {
 	exe, err := os.ReadFile("/proc/self/exe")
 	must(t, err)
 	must(t, os.WriteFile(dir+"/executor.test", exe, 0o755))
-	for _, env := range [][]string{nil, {"GOARCH=386"}} {
+	for _, env := range [][]string{nil, {"GOARCH=386"}, {"GOARCH=arm64"}} {
 		copyFile(t, buildHelper(t, env...), dir+"/syscalls"+strings.Join(env, ""))
 	}
 	uid, _ := strconv.ParseUint(u.Uid, 10, 32)

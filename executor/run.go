@@ -54,6 +54,8 @@ type step struct {
 	stubs   []stub
 	touched []touched
 	failed  error // what the first process said before it could become the command
+	// table is that of the emulators, kept as long as the step lasts.
+	table *os.File
 }
 
 func (s *step) close() {
@@ -61,6 +63,7 @@ func (s *step) close() {
 		unix.Close(st.parent)
 		unix.Close(st.fd)
 	}
+	s.table.Close()
 	s.sources.close()
 	s.root.Close()
 }
@@ -91,6 +94,9 @@ func prepare(spec *Spec) (s *step, err error) {
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
 		Mounts: s.sources.mounts, CgroupView: true,
+	}
+	if s.plan.Emulators, err = src.prepareEmulators(spec.Emulators); err != nil {
+		return nil, err
 	}
 	if s.plan.Hostname == "" {
 		s.plan.Hostname = DefaultHostname
@@ -146,6 +152,11 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Proces
 	if s.plan.Loopback {
 		flags |= unix.CLONE_NEWNET
 	}
+	become := argInit
+	if s.ownUser() {
+		flags |= unix.CLONE_NEWUSER
+		become = argUnmapped
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, setupError("start the step", err)
@@ -157,7 +168,7 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Proces
 			files[i] = null
 		}
 	}
-	p, err := s.startProcess(&os.ProcAttr{
+	p, err := s.startProcess(become, &os.ProcAttr{
 		Dir: "/", Env: initEnv, Files: append(files, s.sources.files...),
 		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL},
 	})
@@ -187,6 +198,13 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 		return err
 	}
 	theirs.Close()
+	if s.ownUser() {
+		if err := mapIDs(p, s.plan.Rlimits, ours, argInit); err != nil {
+			p.Kill()
+			p.Wait()
+			return setupError("make the step's user namespace", err)
+		}
+	}
 	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
 	s.listen(ours)
 	state, err := p.Wait()
@@ -201,6 +219,9 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	return exitError(state)
 }
+
+// ownUser reports whether the step has a user namespace of its own.
+func (s *step) ownUser() bool { return len(s.plan.Emulators) > 0 }
 
 // writePlan gives the plan as a file: pipes and sockets are too small for the largest of them.
 func writePlan(p any) (*os.File, error) {
@@ -239,7 +260,13 @@ func (s *step) listen(socket *os.File) {
 		}
 		fds := receivedFDs(oob[:oobn])
 		var m message
-		if err := json.Unmarshal(buf, &m); err != nil || len(fds) != 2*len(m.Stubs) {
+		err = json.Unmarshal(buf, &m)
+		if err == nil && m.Table && len(fds) == 1 {
+			s.table.Close() // of which a step sends one
+			s.table = os.NewFile(uintptr(fds[0]), "emulators")
+			continue
+		}
+		if err != nil || len(fds) != 2*len(m.Stubs) {
 			s.failed = &SetupError{Op: "start the step", Msg: "its first process sent nonsense"}
 			closeFDs(fds)
 			return

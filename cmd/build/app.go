@@ -187,6 +187,7 @@ Exit codes:
 
 Environment:
   BUILD_ROOT              the store's directory, as --root
+  BUILD_EMULATOR          emulators for images of other machines, as --emulator, comma-separated
   BUILDKIT_PROGRESS       how progress is shown, as --progress
   DOCKER_CONFIG           directory of config.json with credentials and proxies (default ~/.docker)
   DOCKER_DEFAULT_PLATFORM the platform when --platform is not given

@@ -11,6 +11,7 @@ import (
 // doctorCommand tells what this machine lets RUN steps be isolated with.
 func (a *app) doctorCommand(g *globalFlags) *cobra.Command {
 	var format, isolation string
+	var emulators []string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Show how RUN steps can be isolated here, what is in the way, and what would help",
@@ -30,7 +31,11 @@ func (a *app) doctorCommand(g *globalFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d, err := build.Doctor(cmd.Context(), so, want)
+			found, err := a.emulators(emulators)
+			if err != nil {
+				return err
+			}
+			d, err := build.Doctor(cmd.Context(), so, want, found)
 			if err != nil {
 				return err
 			}
@@ -47,5 +52,6 @@ func (a *app) doctorCommand(g *globalFlags) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT`: table or json")
 	cmd.Flags().StringVar(&isolation, "isolation", "", "`MEANS` to try, as with build --isolation (default $BUILD_ISOLATION)")
+	cmd.Flags().StringArrayVar(&emulators, "emulator", nil, "`[ARCH=]PATH` to look at, as with build --emulator (repeatable; default $BUILD_EMULATOR)")
 	return cmd
 }

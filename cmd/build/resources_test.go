@@ -26,8 +26,8 @@ func TestResources(t *testing.T) {
 		"--cpus 1.5":                        {CPUQuota: 150_000, CPUPeriod: 100_000},
 		"-c 512 --cpu-period 50000":         {CPUShares: 512, CPUPeriod: 50_000},
 		"--cpu-quota 20000":                 {CPUQuota: 20_000},
-		"--cpuset-cpus 0-1,3 --cpuset-mems 0 --pids-limit 7": {CPUs: "0-1,3", Mems: "0", Pids: 7},
-		"--cgroup-parent ci.slice":                           {Parent: "ci.slice"},
+		"--cpuset-cpus 0-1,3 --cpuset-mems 0 --pids-limit 7":                            {CPUs: "0-1,3", Mems: "0", Pids: 7},
+		"--cgroup-parent ci.slice":                                                      {Parent: "ci.slice"},
 		"--resource memory=64m,cpu-shares=9 --resource cpu-quota=5000,cpu-period=10000": {Memory: 64 << 20, CPUShares: 9, CPUQuota: 5000, CPUPeriod: 10_000},
 		`--resource memory=64m,memory-swap=64m,"cpuset-cpus=0,1",cpuset-mems=0`:         {Memory: 64 << 20, MemorySwap: 64 << 20, CPUs: "0,1", Mems: "0"},
 	} {

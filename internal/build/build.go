@@ -170,6 +170,9 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 		defer p.ev.drain()
 		s.fetches.show(p.ev)
 	}
+	if err := s.executable(ctx, products); err != nil { // first: it fetches nothing to find out
+		return nil, err
+	}
 	if err := s.runnable(ctx, products); err != nil {
 		return nil, err
 	}
@@ -218,7 +221,7 @@ func (s *session) lowerAll(ctx context.Context, f *parser.File) ([]*product, err
 		if p.graph, err = s.lower(ctx, f, i); err != nil {
 			return err
 		}
-		return s.preflight(ctx, p.graph)
+		return s.preflight(p.graph)
 	})
 	return products, err
 }
@@ -291,7 +294,7 @@ func (s *session) buildArgs() map[string]string {
 }
 
 // preflight refuses, before anything is pulled or run, what this machine or this version cannot do.
-func (s *session) preflight(ctx context.Context, g *dag.Graph) error {
+func (s *session) preflight(g *dag.Graph) error {
 	for i := range g.Steps {
 		step := &g.Steps[i]
 		run, ok := step.Op.(dag.Run)
@@ -300,7 +303,7 @@ func (s *session) preflight(ctx context.Context, g *dag.Graph) error {
 		}
 		err := s.canRun(step, run)
 		if err == nil {
-			err = s.canExecute(ctx, g, step, run)
+			err = canExecute(run)
 		}
 		if err != nil {
 			return s.located(step, err)

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/klauspost/compress/zstd"
 
+	"build/internal/emulator"
 	"build/internal/testenv"
 )
 
@@ -267,11 +268,11 @@ func TestEpochOfSources(t *testing.T) {
 func TestForeignRun(t *testing.T) {
 	w := newWorld(t)
 	arm := platforms.MustParse("linux/arm64")
-	if executesArch("arm64") {
+	if emulator.Executes("arm64") {
 		t.Skip("this machine executes programs for arm64")
 	}
 	foreign, liar := w.tmp+"/foreign", w.tmp+"/liar"
-	w.write("sh", string(machines["arm64"].program()), "script", "#!/bin/sh -e\n")
+	w.write("sh", string(emulator.Program("arm64")), "script", "#!/bin/sh -e\n")
 	must(t, os.Chmod(w.dir+"/script", 0o755))
 	w.ok(from("FROM scratch\nCOPY --chmod=755 sh /usr/bin/sh\nADD "+filepath.Base(symlinkTar(t, w.dir))+" /\nCOPY script /usr/bin/\n"), platformsOfBuild(arm),
 		output(Output{Type: OutputOCI, Dest: foreign, OCIMediaTypes: true}))
@@ -295,7 +296,7 @@ func TestForeignRun(t *testing.T) {
 	w.ok(platformsOfBuild(arm), named("liar", "oci-layout://"+liar), from("FROM liar\nWORKDIR /x\nRUN echo hi\n"))
 	// "base" is for this machine, whatever is asked for.
 	w.ok(platformsOfBuild(arm), from("FROM base\nRUN echo hi\n"))
-	if runtime.GOARCH == "amd64" && executesArch("386") {
+	if runtime.GOARCH == "amd64" && emulator.Executes("386") {
 		w.ok(platformsOfBuild(platforms.MustParse("linux/386")), from("FROM base\nRUN echo hi\n"))
 	}
 }

@@ -29,6 +29,7 @@ type Diagnosis struct {
 	Ways   []Way  `json:"ways"`   // best first
 	// Primitives were tried in the way taken.
 	Primitives []Finding     `json:"primitives"`
+	Emulators  []Finding     `json:"emulators"`        // one for each other machine that is known
 	Advice     []Advice      `json:"advice,omitempty"` // what would give a better rung
 	Took       time.Duration `json:"took"`             // nanoseconds
 }
@@ -50,9 +51,9 @@ type Finding struct {
 }
 
 // Doctor finds out what is possible here.
-func Doctor(ctx context.Context, o StoreOptions, want Isolation) (*Diagnosis, error) {
+func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emulators) (*Diagnosis, error) {
 	began := time.Now()
-	d := &Diagnosis{Machine: machineLine(), Rung: 3}
+	d := &Diagnosis{Machine: machineLine(), Rung: 3, Emulators: foundEmulators(emulators)}
 	st, err := openStore(o)
 	if err != nil {
 		return nil, err
@@ -117,6 +118,10 @@ func (n *inside) examine(ctx context.Context, in json.RawMessage, files []*os.Fi
 	for _, c := range executor.Probe(ctx, n.store.Local(n.kind), g.means()).Checks {
 		out.Findings = append(out.Findings, Finding{c.Name, c.OK, c.Detail, c.Blocker, c.Fix})
 	}
+	if !g.Plan.Plain {
+		c := executor.ProbeEmulation(ctx)
+		out.Findings = append(out.Findings, Finding{c.Name, c.OK, c.Detail, c.Blocker, c.Fix})
+	}
 	return &out, nil
 }
 
@@ -165,6 +170,7 @@ func (d *Diagnosis) Print(w io.Writer) error {
 		}
 		tw.Flush()
 	}
+	printEmulators(&b, d.Emulators)
 	printAdvice(&b, d.Advice)
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -3,40 +3,76 @@ package build
 import (
 	"bytes"
 	"context"
-	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"path"
+	"runtime"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 
 	"build/dag"
+	"build/internal/emulator"
 	"build/internal/tree"
 	"build/snapshot"
 )
 
-// canExecute refuses a RUN whose base image is for a machine that this one cannot stand in for, neither by itself nor by an
-// emulator. Images that call themselves something else than they are exist, and BuildKit runs them; so where the configuration
-// says no, the program that is to be run has the last word. For that, and only then, the layers of that image are fetched.
-func (s *session) canExecute(ctx context.Context, g *dag.Graph, step *dag.Step, op dag.Run) error {
+// canExecute refuses a RUN whose base image is for another system.
+func canExecute(op dag.Run) error {
 	m := op.Machine
-	if m.Architecture == "" || m.OS == "linux" && (runsHere(m) || executesArch(m.Architecture)) {
+	if m.Architecture == "" || m.OS == "linux" {
 		return nil
 	}
-	if m.OS == "linux" {
-		native, err := s.isNative(ctx, baseLayers(g, step), op)
-		if native || err != nil {
-			return err
-		}
-	}
 	return &EnvironmentError{
-		Err: fmt.Errorf("RUN needs to execute programs for %s: this machine is %s, and no emulator for them is registered",
-			platformString(m), platformString(hostPlatform())),
-		Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, register an emulator with binfmt_misc (Debian: qemu-user-static), or build on such a machine",
+		Err:  fmt.Errorf("RUN needs to execute programs for %s: this machine is %s", platformString(m), platformString(hostPlatform())),
+		Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on such a machine",
 	}
+}
+
+// judge refuses a RUN whose base image is for a machine that nobody stands in for. Images that call themselves something else than
+// they are exist, and BuildKit runs them; so where the configuration says no, the program that is to be run has the last word. For
+// that, and only then, the layers of that image are fetched.
+func (s *session) judge(ctx context.Context, g *dag.Graph, step *dag.Step, op dag.Run, in standIn) error {
+	arch, sure := s.foreign(step, op)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case in.broken:
+		return in.err
+	case in.err == nil || !sure:
+		return nil
+	}
+	if s.opts.Emulators.Given(arch) { // and is of no use: to go on without it would be something else than was asked for
+		return s.cannotEmulate(g, step, op, in)
+	}
+	layers := baseLayers(g, step)
+	if native, err := s.isNative(ctx, layers, op, arch); native || err != nil {
+		return err
+	}
+	if brings, err := s.bringsEmulator(ctx, layers, arch); brings || err != nil {
+		return err
+	}
+	return s.cannotEmulate(g, step, op, in)
+}
+
+// bringsEmulator reports whether an image has the emulator that this machine registered by its path only, as images do that were
+// made for such machines.
+func (s *session) bringsEmulator(ctx context.Context, layers []digest.Digest, arch string) (bool, error) {
+	r, ok := emulator.Registered(arch)
+	if !ok || r.Fixed || !emulator.Executes(arch) {
+		return false, nil
+	}
+	chain, err := s.chain(ctx, layers)
+	if err != nil {
+		return false, err
+	}
+	at, err := chain.Resolve(strings.TrimPrefix(r.Interpreter, "/"), true)
+	if err != nil {
+		return false, err
+	}
+	e, ok, err := chain.Lstat(at)
+	return ok && e.Type == tree.File, err
 }
 
 // baseLayers are those of the image a step stands on in the end; nil when it stands on none.
@@ -48,9 +84,10 @@ func baseLayers(g *dag.Graph, step *dag.Step) []digest.Digest {
 	return img.DiffIDs
 }
 
-// isNative reports whether the program of a RUN, as the base has it, is for this machine. One that is not in the base is made by
+// isNative reports whether the program of a RUN, as the base has it, is for this machine, which does not execute those of one
+// architecture. One that is not in the base is made by
 // the Dockerfile, and nothing can be said of it.
-func (s *session) isNative(ctx context.Context, layers []digest.Digest, op dag.Run) (bool, error) {
+func (s *session) isNative(ctx context.Context, layers []digest.Digest, op dag.Run, without string) (bool, error) {
 	if err := each(ctx, layers, s.fetches.layer); err != nil {
 		return false, err
 	}
@@ -74,7 +111,7 @@ func (s *session) isNative(ctx context.Context, layers []digest.Digest, op dag.R
 				continue
 			}
 		}
-		return !isForeign(head), nil
+		return !isForeign(head, without), nil
 	}
 	return true, nil
 }
@@ -125,20 +162,9 @@ func placesOf(name string, env []string) []string {
 	return out
 }
 
-// isForeign reports whether a program is one for another machine.
-func isForeign(head []byte) bool {
-	const machineAt = 18
-	if len(head) < machineAt+2 || string(head[:4]) != elf.ELFMAG {
-		return false // what it is, the kernel will say
-	}
-	var order binary.ByteOrder = binary.LittleEndian
-	if head[elf.EI_DATA] == byte(elf.ELFDATA2MSB) {
-		order = binary.BigEndian
-	}
-	for arch, m := range machines {
-		if m.elf == order.Uint16(head[machineAt:]) && executesArch(arch) {
-			return false
-		}
-	}
-	return true
+// isForeign reports whether a program is one for another machine, of which nobody executes those of one architecture. What is no
+// ELF file the kernel will judge.
+func isForeign(head []byte, without string) bool {
+	arch := emulator.ArchOfProgram(head)
+	return emulator.IsELF(head) && (arch == "" || arch == without || arch != runtime.GOARCH && !emulator.Executes(arch))
 }

@@ -90,6 +90,7 @@ func Reentry() bool {
 	return userns.Reentry(map[string]userns.Handler{
 		"open":    n.open,
 		"run":     n.run,
+		"try":     n.try,
 		"examine": n.examine,
 		"close":   n.close,
 	})

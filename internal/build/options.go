@@ -66,6 +66,7 @@ type Options struct {
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
 	Limits        Limits              // of each RUN
+	Emulators     Emulators           // for RUN of other machines' images; the zero value: what is registered on this machine
 
 	Progress progress.Sink
 }

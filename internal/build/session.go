@@ -42,6 +42,7 @@ type session struct {
 	fetches  *fetches
 	holder   holder
 	limits   limits
+	standIns standIns
 
 	epoch        *time.Time // SOURCE_DATE_EPOCH of the build
 	contextEpoch *time.Time // of a context that was fetched

@@ -45,6 +45,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 		logs.close()
 		return "", err
 	}
+	emulated := e.emulate(ctx, step, op, &req.Spec)
 	agents, err := e.forwardAgents(op, &req)
 	if err != nil {
 		logs.close()
@@ -65,7 +66,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	errors.As(err, &exit)
 	oom := e.endGroup(step, group, exit)
 	if err != nil {
-		return "", e.stepFailed(step, op, err, logs, oom)
+		return "", e.stepFailed(step, op, err, logs, oom, emulated)
 	}
 	if err := e.leaseLayer(resp.DiffID); err != nil {
 		return "", err
@@ -77,16 +78,16 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 const cannotExecute = 126
 
 // stepFailed tells a command that failed from a sandbox that could not be made.
-func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog, oom *OutOfMemory) error {
+func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *stepLog, oom *OutOfMemory, emulated bool) error {
 	var x *executor.ExitError
 	if !errors.As(err, &x) {
 		return err
 	}
-	if x.Code == cannotExecute && !runsHere(step.Platform) {
+	if x.Code == cannotExecute && !emulated && !runsHere(step.Platform) {
 		// An image may claim another platform and still hold programs of this one, so the kernel has the last word.
 		return &EnvironmentError{
 			Err:  fmt.Errorf("RUN for %s cannot be executed on %s: %s", platformString(step.Platform), platformString(hostPlatform()), x.Msg),
-			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, or build on that platform",
+			Hint: "use FROM --platform=$BUILDPLATFORM for the stages that run commands, name an emulator with --emulator, or build on that platform",
 		}
 	}
 	hint := e.fullHint(err)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bases.sh [DIR]: make the base images of the tests as OCI layouts, tag "latest", once:
 #   DIR/busybox   one static busybox with its applets, a passwd and a group file
+#   DIR/busybox-arm64   the same for another machine
 #   DIR/debian    mmdebstrap's minbase from this machine's own package sources
 #   DIR/toolchain the same with a C compiler: what the demo builds in
 #   DIR/cpp, golang, java, node, python   debian and a second layer: what the Dockerfiles of testdata/real build in
@@ -9,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 dir=${1:-${BUILD_TEST_CACHE:-/var/cache/build-test}}
 set -f   # patterns are for others
-want=${BASES:-busybox debian cpp golang java node python}   # debian comes before what stands on it
+want=${BASES:-busybox busybox-arm64 debian cpp golang java node python}   # debian comes before what stands on it
 mkdir -p "$dir"
 exec 9>"$dir/.lock"
 flock 9   # several `make test` at once make each base once
@@ -17,13 +18,13 @@ flock 9   # several `make test` at once make each base once
 tmp=$(mktemp -d "$dir/.tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 
-# layout NAME TAR CMD: publish a one-layer OCI layout. The rename makes a half-made one invisible.
+# layout NAME TAR CMD [ARCH]: publish a one-layer OCI layout. The rename makes a half-made one invisible.
 layout() {
   local out=$tmp/$1.layout
   umoci init --layout "$out"
   umoci new --image "$out:latest"
   umoci raw add-layer --image "$out:latest" --history.created_by "testdata/setup/bases.sh $1" "$2"
-  umoci config --image "$out:latest" --no-history --config.cmd "$3" \
+  umoci config --image "$out:latest" --no-history --config.cmd "$3" ${4:+--architecture "$4"} \
     --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   umoci gc --layout "$out"
   chmod -R a+rX "$out"
@@ -31,18 +32,34 @@ layout() {
   mv "$out" "$dir/$1"
 }
 
+# busybox_base NAME BINARY [ARCH]
 busybox_base() {
-  local root=$tmp/root
+  local root=$tmp/root-$1
   mkdir -p "$root"/{bin,dev,etc,home,lib,proc,root,run,sbin,sys,usr/bin,usr/sbin,var/tmp}
   install -d -m 1777 "$root/tmp" "$root/var/tmp"
   chmod 700 "$root/root"
-  cp "$(command -v busybox)" "$root/bin/busybox"
+  cp "$2" "$root/bin/busybox"
   chmod 755 "$root/bin/busybox"
-  "$root/bin/busybox" --list | grep -vx busybox | while read -r applet; do ln -s busybox "$root/bin/$applet"; done
+  busybox --list | grep -vx busybox | while read -r applet; do ln -s busybox "$root/bin/$applet"; done
   printf 'root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n' >"$root/etc/passwd"
   printf 'root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n' >"$root/etc/group"
-  tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@1700000000 -cf "$tmp/busybox.tar" .
-  layout busybox "$tmp/busybox.tar" sh
+  tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@1700000000 -cf "$tmp/$1.tar" .
+  layout "$1" "$tmp/$1.tar" sh ${3:+"$3"}
+}
+
+# foreign_busybox ARCH: print the path of Debian's static busybox for another machine. It is not installed, and this machine's
+# apt does not hear of the architecture.
+foreign_busybox() {
+  local state=$tmp/apt-$1 options=()
+  mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+  options=(-qq -o APT::Architecture="$1" -o APT::Architectures="$1" -o APT::Sandbox::User=root
+    -o Dir::State::lists="$state/lists" -o Dir::Cache="$state/cache" -o Dir::State::status=/dev/null)
+  apt-get "${options[@]}" update
+  (cd "$state" && apt-get "${options[@]}" download busybox-static)
+  set +f
+  dpkg-deb -x "$state"/busybox-static_*.deb "$state/root"
+  set -f
+  echo "$state/root/bin/busybox"
 }
 
 # debian_base NAME [PACKAGE...]
@@ -99,7 +116,8 @@ make_base() {
   local perl=(./usr/share/perl './usr/lib/*/perl')
   local gcc=./usr/lib/gcc/x86_64-linux-gnu/12 go=./usr/lib/go-1.19/pkg js=./usr/share/nodejs
   case $1 in
-    busybox) busybox_base ;;
+    busybox) busybox_base busybox "$(command -v busybox)" ;;
+    busybox-arm64) busybox_base busybox-arm64 "$(foreign_busybox arm64)" arm64 ;;
     debian) debian_base debian ;;
     toolchain) debian_base toolchain gcc libc6-dev ;;
     cpp) language_base cpp g++,make,ccache "${perl[@]}" $gcc/lto1 './usr/bin/*lto-dump*' './usr/lib/*/lib?san.so*' ;;
@@ -119,7 +137,7 @@ for name in $want; do
   [ ! -e "$dir/$name/index.json" ] || continue
   echo "making base image $dir/$name" >&2
   case $name in
-    busybox | debian | toolchain) make_base "$name" ;;
+    busybox* | debian | toolchain) make_base "$name" ;;
     *) make_base "$name" & jobs+=($!) ;;
   esac
 done

@@ -1,8 +1,9 @@
-package build
+package emulator
 
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,6 @@ import (
 
 // The programs are what the kernel and emulators take them for.
 func TestSmallestPrograms(t *testing.T) {
-	emulators := map[string]string{"amd64": "x86_64", "386": "i386", "arm64": "aarch64", "loong64": "loongarch64"}
 	for arch, m := range machines {
 		f, err := elf.NewFile(bytes.NewReader(m.program()))
 		if err != nil {
@@ -23,11 +23,10 @@ func TestSmallestPrograms(t *testing.T) {
 		if _, err := f.Progs[0].ReadAt(text, int64(f.Entry-f.Progs[0].Vaddr)); err != nil || !bytes.Equal(text, m.code) || uint16(f.Machine) != m.elf {
 			t.Errorf("%s: machine %v, entry %x: % x (%v)", arch, f.Machine, f.Entry, text, err)
 		}
-		name, ok := emulators[arch]
-		if !ok {
-			name = arch
+		if got := ArchOfProgram(m.program()); got != arch {
+			t.Errorf("the program for %s is taken for one for %q", arch, got)
 		}
-		qemu, err := exec.LookPath("qemu-" + name + "-static")
+		qemu, err := Config{Path: os.Getenv("PATH")}.Find(arch)
 		if err != nil {
 			continue // nothing here can execute it
 		}
@@ -35,20 +34,24 @@ func TestSmallestPrograms(t *testing.T) {
 		if err := os.WriteFile(file, m.program(), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(qemu, file).CombinedOutput(); err != nil {
-			t.Errorf("%s: %v %s", arch, err, out)
+		for n := range 3 {
+			err := exec.Command(qemu, append([]string{file}, make([]string, n)...)...).Run()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != n+1 {
+				t.Errorf("%s under %s with %d arguments: %v", arch, qemu, n, err)
+			}
 		}
 	}
 }
 
 func TestExecutes(t *testing.T) {
-	if !executesArch(runtime.GOARCH) {
+	if !Executes(runtime.GOARCH) {
 		t.Errorf("this machine does not execute its own programs for %s", runtime.GOARCH)
 	}
-	if executesArch("pdp11") {
+	if Executes("pdp11") {
 		t.Error("an architecture nobody knows")
 	}
 	for arch := range machines {
-		t.Logf("%s: %v", arch, executesArch(arch))
+		t.Logf("%s: %v", arch, Executes(arch))
 	}
 }
