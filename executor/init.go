@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // init turns a process that was started as one of this package's helpers into that helper; it does not return then. It does
@@ -233,7 +235,7 @@ func become(p *plan, dir int) error {
 		if err := dropBounding(p.KeepCaps); err != nil {
 			return setupError("drop capabilities", err)
 		}
-		if err := installFilter(p.Filter); err != nil {
+		if _, err := bpf.Install(p.Filter, 0); err != nil {
 			return setupError("install the seccomp filter", err)
 		}
 	}
@@ -259,19 +261,6 @@ func giveStdio(uid uint32) {
 			unix.Fchown(fd, int(uid), -1)
 		}
 	}
-}
-
-func installFilter(filter []unix.SockFilter) error {
-	if len(filter) == 0 {
-		return errors.New("there is none")
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // setIDs changes the calling thread only; package syscall would change threads that are about to end, one by one.
