@@ -181,7 +181,7 @@ func enterRoot(p *plan, root int) (dir int, err error) {
 	if where == "" {
 		where = "/"
 	}
-	dir, err = m.directory(where, owner{p.UID, p.GID})
+	dir, err = m.directory(where, madeBy{p.UID, p.GID, p.Recorded})
 	if err != nil {
 		return -1, pathError("working directory "+where, err)
 	}
@@ -222,7 +222,8 @@ func pivot(root int) error {
 }
 
 // become takes on the user and gives up what a step may not have. The filter comes first, while CAP_SYS_ADMIN still allows to
-// install it without no_new_privs, which would break setuid programs; it lets pass what follows.
+// install it without no_new_privs, which would break setuid programs; it lets pass what follows. So does, before the capabilities
+// go, the second filter, whose calls another process answers from then on.
 func become(p *plan, dir int) error {
 	if err := unix.Fchdir(dir); err != nil {
 		return setupError("enter the working directory", err)
@@ -239,8 +240,13 @@ func become(p *plan, dir int) error {
 			return setupError("install the seccomp filter", err)
 		}
 	}
-	if err := setIDs(p); err != nil {
+	if err := installSupervised(p); err != nil {
 		return err
+	}
+	if !p.Recorded { // else the supervisor says who this is
+		if err := setIDs(p); err != nil {
+			return err
+		}
 	}
 	if err := limitCaps(p.KeepCaps); err != nil {
 		return setupError("drop capabilities", err)

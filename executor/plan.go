@@ -24,27 +24,30 @@ var initEnv = []string{"GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxpro
 
 // plan is what the step's first process has to do. Everything that could be decided outside has been.
 type plan struct {
-	Args, Env  rawStrings
-	Dir        string
-	UID, GID   uint32
-	Groups     []uint32
-	Hostname   string
-	Loopback   bool // bring up lo: the network namespace is new
-	Insecure   bool
-	ShmSize    int64
-	Rlimits    []Rlimit
-	Filter     rawFilter // none when Insecure
-	KeepCaps   uint64
-	Mounts     []preparedMount
-	CgroupView bool // mount the cgroup hierarchy, read-only in a sandbox
+	Args, Env    rawStrings
+	Dir          string
+	UID, GID     uint32
+	Groups       []uint32
+	Hostname     string
+	Loopback     bool // bring up lo: the network namespace is new
+	Insecure     bool
+	ShmSize      int64
+	Rlimits      []Rlimit
+	Filter       rawFilter // none when Insecure
+	KeepCaps     uint64
+	Recorded     bool      // the user is not a user of this namespace: see Means
+	OwnersFilter rawFilter // of package fakeroot; none where every id is mapped
+	Mounts       []preparedMount
+	CgroupView   bool // mount the cgroup hierarchy, read-only in a sandbox
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
 type message struct {
-	Stubs   []stubName  `json:",omitempty"` // with two descriptors each: parent, stub
-	Touched []touched   `json:",omitempty"`
-	Setup   *SetupError `json:",omitempty"`
-	Exit    *ExitError  `json:",omitempty"`
+	Stubs    []stubName  `json:",omitempty"` // with two descriptors each: parent, stub
+	Touched  []touched   `json:",omitempty"`
+	Listener bool        `json:",omitempty"` // with one descriptor: of OwnersFilter
+	Setup    *SetupError `json:",omitempty"`
+	Exit     *ExitError  `json:",omitempty"`
 }
 
 type stubName struct {

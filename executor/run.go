@@ -47,6 +47,7 @@ type step struct {
 	plan    *plan
 	stubs   []stub
 	touched []touched
+	own     *ownership
 	failed  error // what the first process said before it could become the command
 }
 
@@ -57,6 +58,9 @@ func (s *step) close() {
 	}
 	s.sources.close()
 	s.root.Close()
+	if s.own != nil {
+		s.own.close()
+	}
 }
 
 // prepare makes everything that does not need the step's own namespaces.
@@ -75,7 +79,10 @@ func prepare(spec *Spec) (s *step, err error) {
 	if err != nil {
 		return nil, &ExitError{Code: cannotExecute, Msg: err.Error()}
 	}
-	src, err := prepareSources(spec)
+	if s.own, err = prepareOwnership(spec, id); err != nil {
+		return nil, err
+	}
+	src, err := prepareSources(spec, s.own.records)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +91,7 @@ func prepare(spec *Spec) (s *step, err error) {
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits,
-		Mounts: s.sources.mounts, CgroupView: true,
+		Mounts: s.sources.mounts, CgroupView: true, Recorded: spec.Means.Recorded, OwnersFilter: s.own.filter,
 	}
 	if s.plan.Hostname == "" {
 		s.plan.Hostname = DefaultHostname
@@ -182,14 +189,17 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	theirs.Close()
 	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
-	s.listen(ours)
+	s.listen(ours, p)
 	state, err := p.Wait()
 	stop()
+	unanswered := s.own.end()
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case s.failed != nil:
 		return s.failed
+	case unanswered != nil:
+		return unanswered
 	case err != nil:
 		return setupError("wait for the step", err)
 	}
@@ -224,7 +234,7 @@ func messagePair() (ours, theirs *os.File, err error) {
 }
 
 // listen takes the step's messages until it executes its command or ends: either closes the last descriptor of its socket.
-func (s *step) listen(socket *os.File) {
+func (s *step) listen(socket *os.File, p *os.Process) {
 	oob := make([]byte, unix.CmsgSpace(4*253))
 	for {
 		buf, oobn, err := receive(socket, oob)
@@ -233,7 +243,12 @@ func (s *step) listen(socket *os.File) {
 		}
 		fds := receivedFDs(oob[:oobn])
 		var m message
-		if err := json.Unmarshal(buf, &m); err != nil || len(fds) != 2*len(m.Stubs) {
+		err = json.Unmarshal(buf, &m)
+		if err == nil && m.Listener && len(fds) == 1 {
+			s.own.supervise(fds[0], s.root, p)
+			continue
+		}
+		if err != nil || len(fds) != 2*len(m.Stubs) {
 			s.failed = &SetupError{Op: "start the step", Msg: "its first process sent nonsense"}
 			closeFDs(fds)
 			return
