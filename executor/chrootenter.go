@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // enterInit is a step's first process in a chroot: it takes the tree for its root, becomes the user, gives up what a step may
@@ -67,7 +69,7 @@ func enterChroot(p *plan) error {
 	if where == "" {
 		where = "/"
 	}
-	dir, err := m.directory(where, owner{p.UID, p.GID})
+	dir, err := m.directory(where, madeBy{uid: p.UID, gid: p.GID})
 	if err != nil {
 		return pathError("working directory "+where, err)
 	}
@@ -114,7 +116,7 @@ func confine(p *plan) error {
 	if err := confineTo(initRoot); err != nil {
 		return setupError("confine the step to its root (Landlock)", err)
 	}
-	if err := installFilter(p.Filter); err != nil {
+	if _, err := bpf.Install(p.Filter, 0); err != nil {
 		return setupError("install the seccomp filter", err)
 	}
 	return watch(p)

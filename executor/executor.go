@@ -19,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf8"
+
+	"build/internal/owner"
 )
 
 // Means says what this machine lets a sandbox be made of. Whoever starts the process that calls Run found it out by trying.
@@ -56,6 +58,9 @@ type Spec struct {
 	Traces *Traces `json:"-"` // filled by Run when not nil
 	// Emulators execute the programs that this machine does not.
 	Emulators []Emulator
+	// Owners holds the records of files that cannot carry their own, where Means or the range of ids make records necessary. Run
+	// adds to it; nil: nobody wants to see them.
+	Owners *owner.Nodes `json:"-"`
 }
 
 // DefaultHostname is the name of a sandbox whose Spec gives none.
@@ -91,7 +96,7 @@ type Security uint8
 
 const (
 	Sandbox  Security = iota // Docker's default capabilities, seccomp profile, masked and read-only paths
-	Insecure                 // all capabilities of the user namespace, no filter, no masks
+	Insecure                 // all capabilities of the user namespace, no filter but the one for owners, no masks
 )
 
 // Rlimit is one resource limit; Resource is a RLIMIT_ number.

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // init turns a process that was started as one of this package's helpers into that helper; it does not return then. It does
@@ -190,7 +192,7 @@ func enterRoot(p *plan, root int) (dir int, err error) {
 	if where == "" {
 		where = "/"
 	}
-	dir, err = m.directory(where, owner{p.UID, p.GID})
+	dir, err = m.directory(where, madeBy{p.UID, p.GID, p.Recorded})
 	if err != nil {
 		return -1, pathError("working directory "+where, err)
 	}
@@ -231,7 +233,8 @@ func pivot(root int) error {
 }
 
 // become takes on the user and gives up what a step may not have. The filter comes first, while CAP_SYS_ADMIN still allows to
-// install it without no_new_privs, which would break setuid programs; it lets pass what follows.
+// install it without no_new_privs, which would break setuid programs; it lets pass what follows. So does, before the capabilities
+// go, the second filter, whose calls another process answers from then on.
 func become(p *plan, dir int) error {
 	if err := unix.Fchdir(dir); err != nil {
 		return setupError("enter the working directory", err)
@@ -244,12 +247,17 @@ func become(p *plan, dir int) error {
 		if err := dropBounding(p.KeepCaps); err != nil {
 			return setupError("drop capabilities", err)
 		}
-		if err := installFilter(p.Filter); err != nil {
+		if _, err := bpf.Install(p.Filter, 0); err != nil {
 			return setupError("install the seccomp filter", err)
 		}
 	}
-	if err := setIDs(p); err != nil {
+	if err := installSupervised(p); err != nil {
 		return err
+	}
+	if !p.Recorded { // else the supervisor says who this is
+		if err := setIDs(p); err != nil {
+			return err
+		}
 	}
 	if err := limitCaps(p.KeepCaps); err != nil {
 		return setupError("drop capabilities", err)
@@ -270,19 +278,6 @@ func giveStdio(uid uint32) {
 			unix.Fchown(fd, int(uid), -1)
 		}
 	}
-}
-
-func installFilter(filter []unix.SockFilter) error {
-	if len(filter) == 0 {
-		return errors.New("there is none")
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // setIDs changes the calling thread only; package syscall would change threads that are about to end, one by one.

@@ -244,7 +244,7 @@ func (k *keeper) hear(sock *os.File) error {
 			failed = m.Setup
 		case m.Watched && len(fds) == 1:
 			k.server = newProcServer(fds[0], k.fake)
-			go k.server.serve(owner{k.plan.Step.UID, k.plan.Step.GID})
+			go k.server.serve(asUser{k.plan.Step.UID, k.plan.Step.GID})
 		case m.Blind != "":
 			k.fake.fill()
 			k.staging.note("the step has no /proc but copies of some of its files (%s)", m.Blind)

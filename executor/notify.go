@@ -1,12 +1,13 @@
 package executor
 
 import (
-	"runtime"
 	"slices"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // The kernel's seccomp_notif, seccomp_notif_resp and seccomp_notif_addfd (linux/seccomp.h).
@@ -42,14 +43,14 @@ const noDirectory = 1<<32 + unix.AT_FDCWD
 // calls that take a directory it means those without one: programs that walk trees, and those that examine an open file, pay
 // nothing.
 func watchFilter(names, withDirectory []string) ([]unix.SockFilter, error) {
-	abis, err := hostABIs()
+	abis, err := bpf.HostABIs()
 	if err != nil {
 		return nil, err
 	}
 	native := abis[0]
 	table := map[uint32][]rule{}
 	for _, n := range slices.Concat(names, withDirectory) {
-		nr, ok := native.numbers[n]
+		nr, ok := native.Numbers[n]
 		if !ok {
 			continue // newer architectures do without some
 		}
@@ -59,29 +60,24 @@ func watchFilter(names, withDirectory []string) ([]unix.SockFilter, error) {
 		}
 		table[nr] = []rule{r}
 	}
-	a := &assembler{}
-	a.load(dataArch)
-	foreign := a.newLabel()
-	a.jumpIf(unix.BPF_JEQ, native.audit, fallThrough, foreign)
-	a.load(dataNr)
-	a.search(ranges(table, unix.SECCOMP_RET_ALLOW), native.bits, unix.SECCOMP_RET_ALLOW)
-	a.place(foreign)
-	a.ret(unix.SECCOMP_RET_ALLOW)
-	return a.assemble()
+	a := assembler{&bpf.Assembler{}}
+	a.Load(bpf.DataArch)
+	foreign := a.NewLabel()
+	a.JumpIf(unix.BPF_JEQ, native.Audit, bpf.FallThrough, foreign)
+	a.Load(bpf.DataNr)
+	a.search(ranges(table, unix.SECCOMP_RET_ALLOW), native.Bits, unix.SECCOMP_RET_ALLOW)
+	a.Place(foreign)
+	a.Ret(unix.SECCOMP_RET_ALLOW)
+	return a.Assemble()
 }
 
 // installWatch installs a filter on the calling thread and returns its listener. A signal does not interrupt a call that the
 // listener has taken, where the kernel can do that (5.19): the call would be made twice.
 func installWatch(filter []unix.SockFilter) (int, error) {
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	for _, flags := range []uintptr{unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER} {
-		fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
-		runtime.KeepAlive(filter)
-		if errno == 0 {
-			return int(fd), nil
-		}
-		if errno != unix.EINVAL {
-			return -1, errno
+		fd, err := bpf.Install(filter, flags)
+		if err != unix.EINVAL {
+			return fd, err
 		}
 	}
 	return -1, unix.EINVAL

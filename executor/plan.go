@@ -45,7 +45,9 @@ type plan struct {
 	hierarchies []string  // of cgroup v1, of which the step is in groups of its own; found by the first process
 	Watch       rawFilter // calls that somebody answers for the step; see procserve.go
 	// Emulators are registered in a user namespace that is then the step's own.
-	Emulators []preparedEmulator
+	Emulators    []preparedEmulator
+	Recorded     bool      // the user is not a user of this namespace: see Means
+	OwnersFilter rawFilter // of package fakeroot; none where every id is mapped
 }
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
@@ -57,7 +59,8 @@ type message struct {
 	Watched bool        `json:",omitempty"` // with one descriptor, the listener of plan.Watch
 	Blind   string      `json:",omitempty"` // why there is none; the step waits for the end of its socket
 	// Table comes with one descriptor: see Emulator.
-	Table bool `json:",omitempty"`
+	Table    bool `json:",omitempty"`
+	Listener bool `json:",omitempty"` // with one descriptor: of OwnersFilter
 }
 
 type stubName struct {

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // Arguments zero of the process that tries what needs new namespaces.
@@ -280,7 +282,7 @@ func (p *prober) filters() {
 	p.try("seccomp notification", installListener())
 	filter, err := sandboxFilter()
 	if err == nil {
-		err = installFilter(filter)
+		_, err = bpf.Install(filter, 0)
 	}
 	p.try("seccomp filter", err)
 }

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // watchedCalls are what a step does to files by name to find out what /proc knows. Executing a file of /proc, and entering a
@@ -20,6 +22,9 @@ var (
 	watchedCalls   = []string{"open", "readlink", "stat", "lstat", "access"}
 	watchedCallsAt = []string{"openat", "readlinkat", "newfstatat", "statx", "faccessat", "faccessat2"} // first argument: a directory
 )
+
+// asUser is whom a call is made for.
+type asUser struct{ uid, gid uint32 }
 
 // procServer answers the watched calls of one step. Whatever is not about /proc is passed on to the kernel, which looks at the
 // arguments again; passing a call on is therefore always safe, and what is decided here about a path that the step changes
@@ -32,12 +37,12 @@ type procServer struct {
 	kept     sync.Mutex // held while a call is answered, and from stop on
 
 	mu      sync.Mutex
-	workers map[owner]chan *notification
+	workers map[asUser]chan *notification
 }
 
 func newProcServer(l int, fake *fakeProc) *procServer {
-	s := &procServer{listener: listener(l), fake: fake, proc: fake.proc, nrs: map[int32]string{}, workers: map[owner]chan *notification{}}
-	native := nativeSyscalls()
+	s := &procServer{listener: listener(l), fake: fake, proc: fake.proc, nrs: map[int32]string{}, workers: map[asUser]chan *notification{}}
+	native := bpf.Native()
 	for _, n := range slices.Concat(watchedCalls, watchedCallsAt) {
 		if nr, ok := native[n]; ok {
 			s.nrs[int32(nr)] = n
@@ -51,10 +56,10 @@ func (s *procServer) stop() { s.kept.Lock() }
 
 // serve answers until the process ends. Threads that look into a process have to be of its user, since they do not have
 // CAP_SYS_PTRACE: this one becomes the step's user, and others are made for the users that the step's processes become.
-func (s *procServer) serve(as owner) {
+func (s *procServer) serve(as asUser) {
 	runtime.LockOSThread()
 	if becomeThread(as) != nil {
-		as = owner{} // and the step's calls are passed on
+		as = asUser{} // and the step's calls are passed on
 	}
 	var n notification
 	for s.listener.next(&n) == nil {
@@ -67,7 +72,7 @@ func (s *procServer) serve(as owner) {
 }
 
 // delegate gives a call to a thread of the caller's user.
-func (s *procServer) delegate(not owner, n notification) {
+func (s *procServer) delegate(not asUser, n notification) {
 	who, err := s.userOf(int(n.pid))
 	if err != nil || who == not {
 		s.listener.pass(&n)
@@ -88,7 +93,7 @@ func (s *procServer) delegate(not owner, n notification) {
 	}
 }
 
-func (s *procServer) work(as owner, calls <-chan *notification) {
+func (s *procServer) work(as asUser, calls <-chan *notification) {
 	runtime.LockOSThread()
 	err := becomeThread(as)
 	for n := range calls {
@@ -101,8 +106,8 @@ func (s *procServer) work(as owner, calls <-chan *notification) {
 }
 
 // becomeThread makes the calling thread, and no other, a user's. A user other than root has no capabilities.
-func becomeThread(as owner) error {
-	if as == (owner{}) {
+func becomeThread(as asUser) error {
+	if as == (asUser{}) {
 		return nil
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
@@ -118,14 +123,14 @@ func becomeThread(as owner) error {
 }
 
 // userOf is the real user of a thread.
-func (s *procServer) userOf(tid int) (owner, error) {
-	var o owner
+func (s *procServer) userOf(tid int) (asUser, error) {
+	var o asUser
 	uid, err := s.statusField(tid, "Uid:")
 	if err != nil {
 		return o, err
 	}
 	gid, err := s.statusField(tid, "Gid:")
-	return owner{uint32(uid), uint32(gid)}, err
+	return asUser{uint32(uid), uint32(gid)}, err
 }
 
 func (s *procServer) statusField(tid int, field string) (int, error) {
@@ -338,7 +343,7 @@ func (s *procServer) replyStat(c *pathCall, t *target) {
 		size = len(buf)
 		_, _, errno = unix.Syscall6(unix.SYS_STATX, uintptr(t.dir), uintptr(unsafe.Pointer(name)), flags, uintptr(c.mode), uintptr(unsafe.Pointer(&buf)), 0)
 	} else {
-		_, _, errno = unix.Syscall6(uintptr(nativeSyscalls()["newfstatat"]), uintptr(t.dir), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&buf)), flags, 0, 0)
+		_, _, errno = unix.Syscall6(uintptr(bpf.Native()["newfstatat"]), uintptr(t.dir), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&buf)), flags, 0, 0)
 	}
 	if errno != 0 {
 		s.listener.fail(c.notification, errno)

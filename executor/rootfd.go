@@ -68,8 +68,11 @@ func newMaker(root int) (*maker, error) {
 	return &maker{root: root, rootDev: st.Dev, rootIno: st.Ino}, nil
 }
 
-// owner of what is made, when it is to stay.
-type owner struct{ uid, gid uint32 }
+// madeBy is the owner of what is made, when it is to stay.
+type madeBy struct {
+	uid, gid uint32
+	recorded bool // in a user namespace that does not have the ids
+}
 
 // target returns an O_PATH descriptor of the path, which is made (as directory or empty file) if missing and then noted as a
 // stub. Targets on the kernel's own file systems are refused: a mount there can hide what programs, and we, trust.
@@ -124,7 +127,7 @@ func refuseKernelFS(fd int) error {
 }
 
 // directory returns an O_PATH descriptor of a directory that is made with the given owner, for good, if missing.
-func (m *maker) directory(path string, o owner) (int, error) {
+func (m *maker) directory(path string, o madeBy) (int, error) {
 	fd, err := openInRoot(m.root, path, unix.O_PATH|unix.O_DIRECTORY)
 	if err == unix.ENOENT {
 		return m.walk(path, true, &o)
@@ -134,7 +137,7 @@ func (m *maker) directory(path string, o owner) (int, error) {
 
 // walk goes through path one component at a time and makes what is missing. It keeps descriptors of all directories from the
 // root down, so that ".." needs no lookup.
-func (m *maker) walk(path string, dir bool, keep *owner) (int, error) {
+func (m *maker) walk(path string, dir bool, keep *madeBy) (int, error) {
 	root, err := unix.Openat(m.root, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
@@ -211,7 +214,7 @@ func readLink(fd int) (target string, isLink bool, err error) {
 }
 
 // make creates one name in the directory at the top of w.
-func (m *maker) make(w *walker, name string, dir bool, keep *owner) (int, error) {
+func (m *maker) make(w *walker, name string, dir bool, keep *madeBy) (int, error) {
 	parent := w.top()
 	if err := refuseKernelFS(parent); err != nil {
 		return -1, err
@@ -246,8 +249,7 @@ func (m *maker) make(w *walker, name string, dir bool, keep *owner) (int, error)
 		return -1, err
 	}
 	if keep != nil {
-		err = unix.Fchownat(fd, "", int(keep.uid), int(keep.gid), unix.AT_EMPTY_PATH)
-		return fd, err
+		return fd, keep.give(fd)
 	}
 	if shared {
 		return fd, nil

@@ -53,6 +53,7 @@ type step struct {
 	plan    *plan
 	stubs   []stub
 	touched []touched
+	own     *ownership
 	failed  error // what the first process said before it could become the command
 	// table is that of the emulators, kept as long as the step lasts.
 	table *os.File
@@ -66,6 +67,9 @@ func (s *step) close() {
 	s.table.Close()
 	s.sources.close()
 	s.root.Close()
+	if s.own != nil {
+		s.own.close()
+	}
 }
 
 // prepare makes everything that does not need the step's own namespaces.
@@ -84,7 +88,10 @@ func prepare(spec *Spec) (s *step, err error) {
 	if err != nil {
 		return nil, &ExitError{Code: cannotExecute, Msg: err.Error()}
 	}
-	src, err := prepareSources(spec)
+	if s.own, err = prepareOwnership(spec, id); err != nil {
+		return nil, err
+	}
+	src, err := prepareSources(spec, s.own.records)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +100,7 @@ func prepare(spec *Spec) (s *step, err error) {
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
-		Mounts: s.sources.mounts, CgroupView: true,
+		Mounts: s.sources.mounts, CgroupView: true, Recorded: spec.Means.Recorded, OwnersFilter: s.own.filter,
 	}
 	if s.plan.Emulators, err = src.prepareEmulators(spec.Emulators); err != nil {
 		return nil, err
@@ -206,14 +213,17 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
-	s.listen(ours)
+	s.listen(ours, p)
 	state, err := p.Wait()
 	stop()
+	unanswered := s.own.end()
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case s.failed != nil:
 		return s.failed
+	case unanswered != nil:
+		return unanswered
 	case err != nil:
 		return setupError("wait for the step", err)
 	}
@@ -251,7 +261,7 @@ func messagePair() (ours, theirs *os.File, err error) {
 }
 
 // listen takes the step's messages until it executes its command or ends: either closes the last descriptor of its socket.
-func (s *step) listen(socket *os.File) {
+func (s *step) listen(socket *os.File, p *os.Process) {
 	oob := make([]byte, unix.CmsgSpace(4*253))
 	for {
 		buf, oobn, err := receive(socket, oob)
@@ -264,6 +274,10 @@ func (s *step) listen(socket *os.File) {
 		if err == nil && m.Table && len(fds) == 1 {
 			s.table.Close() // of which a step sends one
 			s.table = os.NewFile(uintptr(fds[0]), "emulators")
+			continue
+		}
+		if err == nil && m.Listener && len(fds) == 1 {
+			s.own.supervise(fds[0], s.root, p)
 			continue
 		}
 		if err != nil || len(fds) != 2*len(m.Stubs) {

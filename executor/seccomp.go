@@ -5,16 +5,15 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-)
 
-//go:generate go run gen_sysnum.go
+	"build/internal/bpf"
+)
 
 // sandboxFilter is Docker's default seccomp profile for Docker's default capabilities, as a BPF program. It is compiled once
 // per process.
@@ -24,7 +23,7 @@ var sandboxFilter = sync.OnceValues(func() ([]unix.SockFilter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the seccomp profile: %w", err)
 	}
-	abis, err := hostABIs()
+	abis, err := bpf.HostABIs()
 	if err != nil {
 		return nil, err
 	}
@@ -65,70 +64,35 @@ func (f *rawFilter) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// abi is one way of entering the kernel.
-type abi struct {
-	audit   uint32            // AUDIT_ARCH_*
-	numbers map[string]uint32 // system calls by name
-	limit   uint32            // numbers from here on belong to an ABI we do not know (x32); 0: no limit
-	bits    int               // of an argument
-}
-
-// x32Bit marks the numbers of the x32 ABI, which shares AUDIT_ARCH_X86_64. Distributions do not build it; where it is built its
-// calls fail as they do everywhere else, with ENOSYS.
-const x32Bit = 0x40000000
-
-func hostABIs() ([]abi, error) {
-	switch runtime.GOARCH {
-	case "amd64":
-		return []abi{
-			{unix.AUDIT_ARCH_X86_64, nativeSyscalls(), x32Bit, 64},
-			{unix.AUDIT_ARCH_I386, compatSyscalls(), 0, 32},
-		}, nil
-	case "arm64":
-		return []abi{
-			{unix.AUDIT_ARCH_AARCH64, nativeSyscalls(), 0, 64},
-			{unix.AUDIT_ARCH_ARM, compatSyscalls(), 0, 32},
-		}, nil
-	}
-	return nil, fmt.Errorf("no system call table for %s", runtime.GOARCH)
-}
-
-// Offsets in struct seccomp_data.
-const (
-	dataNr   = 0
-	dataArch = 4
-	dataArgs = 16
-)
-
 // compileFilter translates a profile. Its meaning is libseccomp's: of the rules for one system call an unconditional one wins,
 // otherwise the first whose comparisons all hold; a call without rule gets the default action; a foreign architecture is
 // killed.
-func compileFilter(p *specs.LinuxSeccomp, abis []abi) ([]unix.SockFilter, error) {
+func compileFilter(p *specs.LinuxSeccomp, abis []bpf.ABI) ([]unix.SockFilter, error) {
 	def, err := returnValue(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
 		return nil, err
 	}
-	a := &assembler{}
-	a.load(dataArch)
+	a := assembler{&bpf.Assembler{}}
+	a.Load(bpf.DataArch)
 	for _, abi := range abis {
-		next := a.newLabel()
-		a.jumpIf(unix.BPF_JEQ, abi.audit, fallThrough, next)
+		next := a.NewLabel()
+		a.JumpIf(unix.BPF_JEQ, abi.Audit, bpf.FallThrough, next)
 		rules, err := rulesFor(p.Syscalls, abi)
 		if err != nil {
 			return nil, err
 		}
-		a.load(dataNr)
-		if abi.limit != 0 {
-			known := a.newLabel()
-			a.jumpIf(unix.BPF_JGE, abi.limit, fallThrough, known)
-			a.ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS))
-			a.place(known)
+		a.Load(bpf.DataNr)
+		if abi.Limit != 0 {
+			known := a.NewLabel()
+			a.JumpIf(unix.BPF_JGE, abi.Limit, bpf.FallThrough, known)
+			a.Ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS))
+			a.Place(known)
 		}
-		a.search(ranges(rules, def), abi.bits, def)
-		a.place(next)
+		a.search(ranges(rules, def), abi.Bits, def)
+		a.Place(next)
 	}
-	a.ret(unix.SECCOMP_RET_KILL_PROCESS)
-	return a.assemble()
+	a.Ret(unix.SECCOMP_RET_KILL_PROCESS)
+	return a.Assemble()
 }
 
 // rule is one line of a profile for one system call: action if all comparisons hold.
@@ -147,7 +111,7 @@ type comparison struct {
 // so a filter that looks at them can be lied to: socket(1<<32|AF_ALG, …) is AF_ALG.
 var narrowArgs = []string{"socket", "personality"}
 
-func rulesFor(calls []specs.LinuxSyscall, abi abi) (map[uint32][]rule, error) {
+func rulesFor(calls []specs.LinuxSyscall, abi bpf.ABI) (map[uint32][]rule, error) {
 	out := map[uint32][]rule{}
 	for _, c := range calls {
 		action, err := returnValue(c.Action, c.ErrnoRet)
@@ -155,7 +119,7 @@ func rulesFor(calls []specs.LinuxSyscall, abi abi) (map[uint32][]rule, error) {
 			return nil, err
 		}
 		for _, name := range c.Names {
-			nr, ok := abi.numbers[name]
+			nr, ok := abi.Numbers[name]
 			if !ok {
 				continue // a call of other architectures, or newer than our tables: the default action holds
 			}

@@ -7,6 +7,8 @@ import (
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"build/internal/bpf"
 )
 
 // call is what a filter sees.
@@ -20,12 +22,12 @@ func interpret(t testing.TB, prog []unix.SockFilter, c call) uint32 {
 	t.Helper()
 	word := func(off uint32) uint32 {
 		switch {
-		case off == dataNr:
+		case off == bpf.DataNr:
 			return c.nr
-		case off == dataArch:
+		case off == bpf.DataArch:
 			return c.arch
-		case off >= dataArgs && off < dataArgs+48 && off%4 == 0:
-			v := c.args[(off-dataArgs)/8]
+		case off >= bpf.DataArgs && off < bpf.DataArgs+48 && off%4 == 0:
+			v := c.args[(off-bpf.DataArgs)/8]
 			if off%8 == 4 {
 				return uint32(v >> 32)
 			}
@@ -92,14 +94,14 @@ func holds(c comparison, v uint64, bits int) bool {
 	return false
 }
 
-func expect(table map[uint32][]rule, def uint32, a abi, c call) uint32 {
-	if a.limit != 0 && c.nr >= a.limit {
+func expect(table map[uint32][]rule, def uint32, a bpf.ABI, c call) uint32 {
+	if a.Limit != 0 && c.nr >= a.Limit {
 		return unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 	}
 	for _, r := range table[c.nr] {
 		ok := true
 		for _, arg := range r.args {
-			ok = ok && holds(arg, c.args[arg.Index], a.bits)
+			ok = ok && holds(arg, c.args[arg.Index], a.Bits)
 		}
 		if ok {
 			return r.action
@@ -108,7 +110,7 @@ func expect(table map[uint32][]rule, def uint32, a abi, c call) uint32 {
 	return def
 }
 
-func testFilter(t *testing.T, p *specs.LinuxSeccomp, abis []abi, rnd *rand.Rand, rounds int) {
+func testFilter(t *testing.T, p *specs.LinuxSeccomp, abis []bpf.ABI, rnd *rand.Rand, rounds int) {
 	t.Helper()
 	prog, err := compileFilter(p, abis)
 	if err != nil {
@@ -126,24 +128,24 @@ func testFilter(t *testing.T, p *specs.LinuxSeccomp, abis []abi, rnd *rand.Rand,
 		values := []uint64{0, 1, 2, 37, 38, 39, 40, 41, 0x20000, 0x7E020000, 0xffffffff, 1 << 32, 1<<32 | 38, 1<<63 | 1, ^uint64(0)}
 		for nr := range uint32(600) {
 			for range rounds {
-				c := call{nr: nr, arch: a.audit}
+				c := call{nr: nr, arch: a.Audit}
 				for i := range c.args {
 					c.args[i] = values[rnd.IntN(len(values))]
 				}
-				if a.bits == 32 {
+				if a.Bits == 32 {
 					for i := range c.args {
 						c.args[i] &= 1<<32 - 1
 					}
 				}
 				if got, want := interpret(t, prog, c), expect(table, def, a, c); got != want {
-					t.Fatalf("arch %#x call %d args %#x: %#x, want %#x", a.audit, nr, c.args, got, want)
+					t.Fatalf("arch %#x call %d args %#x: %#x, want %#x", a.Audit, nr, c.args, got, want)
 				}
 			}
 		}
-		for _, nr := range []uint32{x32Bit, x32Bit + 1, 1<<32 - 1} {
-			c := call{nr: nr, arch: a.audit}
+		for _, nr := range []uint32{bpf.X32Bit, bpf.X32Bit + 1, 1<<32 - 1} {
+			c := call{nr: nr, arch: a.Audit}
 			if got, want := interpret(t, prog, c), expect(table, def, a, c); got != want {
-				t.Fatalf("arch %#x call %d: %#x, want %#x", a.audit, nr, got, want)
+				t.Fatalf("arch %#x call %d: %#x, want %#x", a.Audit, nr, got, want)
 			}
 		}
 	}
@@ -158,7 +160,7 @@ func TestCompiledProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	abis, err := hostABIs()
+	abis, err := bpf.HostABIs()
 	if err != nil {
 		t.Skip(err)
 	}
@@ -196,9 +198,9 @@ func TestCompiledRandomly(t *testing.T) {
 			}
 			p.Syscalls = append(p.Syscalls, c)
 		}
-		abis := []abi{
-			{unix.AUDIT_ARCH_X86_64, nativeSyscalls(), x32Bit, 64},
-			{unix.AUDIT_ARCH_I386, compatSyscalls(), 0, 32},
+		abis := []bpf.ABI{
+			{Audit: unix.AUDIT_ARCH_X86_64, Numbers: bpf.Native(), Limit: bpf.X32Bit, Bits: 64},
+			{Audit: unix.AUDIT_ARCH_I386, Numbers: bpf.Compat(), Bits: 32},
 		}
 		testFilter(t, p, abis, rnd, 3)
 	}
@@ -210,7 +212,7 @@ func TestUnknownActionsAreRefused(t *testing.T) {
 		{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: "SCMP_ACT_NOTIFY"}}},
 		{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 6}}}}},
 	} {
-		abis, err := hostABIs()
+		abis, err := bpf.HostABIs()
 		if err != nil {
 			t.Skip(err)
 		}

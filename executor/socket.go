@@ -34,8 +34,13 @@ func (s *sources) socket(target string, k Socket) error {
 	if err := unix.Bind(fd, addr); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
-	if err := unix.Fchownat(s.memory, name, int(k.UID), int(k.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("owner %d:%d: %w", k.UID, k.GID, err)
+	at, err := unix.Openat(s.memory, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	if err := s.records.Give(at, k.UID, k.GID); err != nil {
+		return err
 	}
 	if err := unix.Fchmodat(s.memory, name, k.Mode&0o777, 0); err != nil {
 		return err

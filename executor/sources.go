@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"build/internal/fakeroot"
 )
 
 // preparedMount is a Mount whose source is a descriptor of a detached mount, or a file of the step's memory file system.
@@ -22,10 +24,11 @@ type preparedMount struct {
 
 // sources prepares the sources of a step's mounts in the process that runs it. Everything it opens is in files.
 type sources struct {
-	files  []*os.File // the first is the memory file system
-	memory int        // its descriptor
-	count  int
-	mounts []preparedMount
+	files   []*os.File // the first is the memory file system
+	memory  int        // its descriptor
+	count   int
+	mounts  []preparedMount
+	records *fakeroot.Records // of whose the files are
 }
 
 // Directories of the memory file system, whose other entries are the contents of File mounts.
@@ -45,8 +48,8 @@ func (s *sources) keep(fd int, name string) int {
 	return len(s.files) - 1
 }
 
-func prepareSources(spec *Spec) (s *sources, err error) {
-	s = &sources{}
+func prepareSources(spec *Spec, records *fakeroot.Records) (s *sources, err error) {
+	s = &sources{records: records}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -183,8 +186,8 @@ func (s *sources) file(target string, f File, attrs uint64) error {
 	if _, err := w.Write(f.Data); err != nil {
 		return err
 	}
-	if err := unix.Fchown(fd, int(f.UID), int(f.GID)); err != nil {
-		return fmt.Errorf("owner %d:%d: %w", f.UID, f.GID, err)
+	if err := s.records.Give(fd, f.UID, f.GID); err != nil {
+		return err
 	}
 	if err := unix.Fchmod(fd, f.Mode&0o7777); err != nil {
 		return err

@@ -244,7 +244,7 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 		return nil, err
 	}
 	defer release()
-	req.Spec.Root = stand.root
+	req.Spec.Root, req.Spec.Owners = stand.root, n.layers.Nodes()
 	var traces executor.Traces
 	req.Spec.Traces = &traces
 	err = executor.Run(ctx, &req.Spec, files[0], files[1], files[2])

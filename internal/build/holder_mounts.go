@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"build/executor"
+	"build/internal/owner"
 	"build/snapshot"
 )
 
@@ -189,7 +190,7 @@ func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (stri
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return "", err
 	}
-	if err := unix.Fchownat(unix.AT_FDCWD, fresh, int(c.UID), int(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := giveOwner(fresh, c.UID, c.GID); err != nil {
 		return "", fmt.Errorf("owner %d:%d: %w", c.UID, c.GID, err)
 	}
 	if err := os.Chmod(fresh, os.FileMode(c.Mode&0o777)|sticky(c.Mode)); err != nil {
@@ -201,6 +202,19 @@ func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (stri
 		}
 	}
 	return dir, os.Rename(fresh, dir)
+}
+
+// giveOwner gives a directory an owner that this user namespace need not have.
+func giveOwner(dir string, uid, gid uint32) error {
+	ids, err := owner.ReadMap()
+	if err != nil {
+		return err
+	}
+	diskUID, diskGID := ids.Disk(uid, gid)
+	if err := unix.Fchownat(unix.AT_FDCWD, dir, int(diskUID), int(diskGID), unix.AT_SYMLINK_NOFOLLOW); err != nil || !ids.Needs(uid, gid) {
+		return err
+	}
+	return owner.SetPath(dir, owner.Record{UID: uid, GID: gid})
 }
 
 func sticky(mode uint32) (m os.FileMode) {

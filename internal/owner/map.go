@@ -33,6 +33,16 @@ func Single() Map {
 	return Map{one, one}
 }
 
+// ParseMap reads the contents of uid_map and gid_map of user_namespaces(7).
+func ParseMap(users, groups string) (Map, error) {
+	u, err := parseIDs(users)
+	if err != nil {
+		return Map{}, err
+	}
+	g, err := parseIDs(groups)
+	return Map{u, g}, err
+}
+
 // ReadMap reads the Map of the calling process's user namespace.
 func ReadMap() (Map, error) {
 	users, err := readIDs("/proc/self/uid_map")

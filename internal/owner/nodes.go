@@ -44,6 +44,13 @@ func (t *Nodes) Get(n Node) (Record, bool) {
 	return r, ok
 }
 
+// Empty reports whether there is no record.
+func (t *Nodes) Empty() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.m) == 0
+}
+
 // Set writes the record of a file.
 func (t *Nodes) Set(n Node, r Record) {
 	t.mu.Lock()

@@ -31,9 +31,12 @@ type Record struct {
 
 // Get returns the record of an open regular file or directory. The descriptor may be O_PATH. What is no record of ours is as
 // good as none.
-func Get(fd int) (Record, bool, error) {
+func Get(fd int) (Record, bool, error) { return GetPath(procPath(fd)) }
+
+// GetPath is Get of a file by a name, whose last link is followed.
+func GetPath(path string) (Record, bool, error) {
 	var buf [64]byte
-	n, err := unix.Getxattr(procPath(fd), Xattr, buf[:])
+	n, err := unix.Getxattr(path, Xattr, buf[:])
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ERANGE), errors.Is(err, unix.EPERM):
 		return Record{}, false, nil
@@ -45,16 +48,22 @@ func Get(fd int) (Record, bool, error) {
 }
 
 // Set writes the record of an open regular file or directory. The descriptor may be O_PATH.
-func Set(fd int, r Record) error {
-	if err := unix.Setxattr(procPath(fd), Xattr, []byte(r.String()), 0); err != nil {
+func Set(fd int, r Record) error { return SetPath(procPath(fd), r) }
+
+// SetPath is Set of a file by a name, whose last link is followed.
+func SetPath(path string, r Record) error {
+	if err := unix.Setxattr(path, Xattr, []byte(r.String()), 0); err != nil {
 		return fmt.Errorf("record the owner %d:%d: %w", r.UID, r.GID, err)
 	}
 	return nil
 }
 
 // Clear removes the record of an open file. That there is none is no error.
-func Clear(fd int) error {
-	err := unix.Removexattr(procPath(fd), Xattr)
+func Clear(fd int) error { return ClearPath(procPath(fd)) }
+
+// ClearPath is Clear of a file by a name, whose last link is followed.
+func ClearPath(path string) error {
+	err := unix.Removexattr(path, Xattr)
 	if err == nil || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
 		return nil
 	}
