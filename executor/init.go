@@ -25,6 +25,9 @@ func init() {
 	if len(os.Args) != 1 {
 		return
 	}
+	if strings.HasPrefix(os.Args[0], argMinder+" ") {
+		minderInit(os.Args[0])
+	}
 	switch os.Args[0] {
 	case argInit:
 		stepInit()

@@ -23,6 +23,7 @@ type tree struct {
 	root  int
 	table int // of emulators, when the plan has some
 	empty int // an empty directory: masks directories
+	outer int // a copy of the /proc we came from, when the step gets no other
 }
 
 // buildTree attaches the root, all mounts on it, and reports the mount points it had to make.
@@ -35,6 +36,11 @@ func buildTree(p *plan, root int) error {
 	if len(p.Emulators) > 0 {
 		if t.table, err = newHandlerTable(); err != nil {
 			return err
+		}
+	}
+	if p.BoundProc {
+		if t.outer, err = cloneMount("/proc", strictAttrs); err != nil {
+			return setupError("copy /proc", err)
 		}
 	}
 	if err := t.stage(); err != nil {
@@ -134,7 +140,12 @@ func (t *tree) mountBase(name string, mount func() (int, error)) error {
 const strictAttrs = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
 func (t *tree) proc() error {
-	return t.mountBase("proc", func() (int, error) { return newMount("proc", strictAttrs) })
+	return t.mountBase("proc", func() (int, error) {
+		if t.plan.BoundProc {
+			return t.outer, nil
+		}
+		return newMount("proc", strictAttrs)
+	})
 }
 
 // sys mounts a fresh sysfs where the network namespace is ours; else the kernel allows it to real root only, and the host's is

@@ -70,19 +70,19 @@ func (o *ownership) close() {
 }
 
 // supervise starts to answer the calls that arrive at listener, which it takes over.
-func (o *ownership) supervise(listener int, root *os.File, p *os.Process) {
+func (o *ownership) supervise(listener int, root *os.File, p *firstProcess) {
 	proc, err := ownProc()
 	if err != nil {
 		unix.Close(listener)
 		o.err = fmt.Errorf("open /proc: %w", err)
-		p.Kill()
+		p.kill()
 		return
 	}
 	o.supervisor, o.err = fakeroot.Start(listener, fakeroot.Config{
 		Proc: proc, Root: int(root.Fd()), Records: o.records, UID: o.id.uid, GID: o.id.gid, Groups: append([]uint32{o.id.gid}, o.id.groups...),
-	}, func(error) { p.Kill() })
+	}, func(error) { p.kill() })
 	if o.err != nil {
-		p.Kill()
+		p.kill()
 	}
 }
 

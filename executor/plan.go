@@ -46,6 +46,7 @@ type plan struct {
 	Watch       rawFilter // calls that somebody answers for the step; see procserve.go
 	// Emulators are registered in a user namespace that is then the step's own.
 	Emulators    []preparedEmulator
+	BoundProc    bool      // /proc is the caller's: see Means
 	Recorded     bool      // the user is not a user of this namespace: see Means
 	OwnersFilter rawFilter // of package fakeroot; none where every id is mapped
 }

@@ -100,7 +100,7 @@ func prepare(spec *Spec) (s *step, err error) {
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir,
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
-		Mounts: s.sources.mounts, CgroupView: true, Recorded: spec.Means.Recorded, OwnersFilter: s.own.filter,
+		Mounts: s.sources.mounts, CgroupView: true, Recorded: spec.Means.Recorded, BoundProc: spec.Means.BoundProc, OwnersFilter: s.own.filter,
 	}
 	if s.plan.Emulators, err = src.prepareEmulators(spec.Emulators); err != nil {
 		return nil, err
@@ -150,7 +150,7 @@ func environment(env []string, home string) []string {
 const stepNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
 
 // start makes the step's first process.
-func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Process, error) {
+func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*firstProcess, error) {
 	exe, err := protectedExe()
 	if err != nil {
 		return nil, setupError("start the step", err)
@@ -175,14 +175,18 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Proces
 			files[i] = null
 		}
 	}
+	files = append(files, s.sources.files...)
+	if s.plan.BoundProc {
+		return s.startMinder(become, files, flags&^unix.CLONE_NEWPID)
+	}
 	p, err := s.startProcess(become, &os.ProcAttr{
-		Dir: "/", Env: initEnv, Files: append(files, s.sources.files...),
+		Dir: "/", Env: initEnv, Files: files,
 		Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: flags, Pdeathsig: unix.SIGKILL},
 	})
 	if err != nil {
 		return nil, startError(err)
 	}
-	return p, nil
+	return &firstProcess{p: p, first: p}, nil
 }
 
 func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.File) error {
@@ -206,15 +210,15 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	theirs.Close()
 	if s.ownUser() {
-		if err := mapIDs(p, s.plan.Rlimits, ours, argInit); err != nil {
-			p.Kill()
-			p.Wait()
+		if err := mapIDs(p.first, s.plan.Rlimits, ours, argInit); err != nil {
+			p.kill()
+			p.wait()
 			return setupError("make the step's user namespace", err)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
+	stop := context.AfterFunc(ctx, p.kill)
 	s.listen(ours, p)
-	state, err := p.Wait()
+	status, err := p.wait()
 	stop()
 	unanswered := s.own.end()
 	switch {
@@ -227,7 +231,7 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	case err != nil:
 		return setupError("wait for the step", err)
 	}
-	return exitError(state)
+	return statusError(status)
 }
 
 // ownUser reports whether the step has a user namespace of its own.
@@ -261,7 +265,7 @@ func messagePair() (ours, theirs *os.File, err error) {
 }
 
 // listen takes the step's messages until it executes its command or ends: either closes the last descriptor of its socket.
-func (s *step) listen(socket *os.File, p *os.Process) {
+func (s *step) listen(socket *os.File, p *firstProcess) {
 	oob := make([]byte, unix.CmsgSpace(4*253))
 	for {
 		buf, oobn, err := receive(socket, oob)
@@ -358,11 +362,7 @@ func startError(err error) error {
 	return e
 }
 
-// exitError translates how the command ended.
-func exitError(state *os.ProcessState) error {
-	return statusError(state.Sys().(syscall.WaitStatus))
-}
-
+// statusError translates how the command ended.
 func statusError(ws syscall.WaitStatus) error {
 	switch {
 	case ws.Signaled():

@@ -56,7 +56,7 @@ func places() []place {
 			container: unconfined(user),
 		},
 		{
-			name: "docker-unconfined-1000-own-root", storeIn: "/home",
+			name: "docker-unconfined-1000-own-root", storeIn: "/tmp",
 			rung: "rung 1: user namespace with a single id, without a pid namespace, a private tree", container: unconfined(user),
 		},
 		{

@@ -81,18 +81,23 @@ func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emula
 	return d, nil
 }
 
-// ways lists what was tried, what the first failure needs, and what was not reached.
+// ways lists what was tried, and advises how to open one that is closed: the best, or, where all are, the one that asks for least.
 func (d *Diagnosis) ways(tried []userns.Tried) {
+	open := false
 	for _, t := range tried {
+		open = open || t.Err == nil
 		w := Way{Name: t.Plan.String(), Taken: t.Err == nil}
 		if t.Err != nil {
 			w.Error = t.Err.Error()
-			var e *userns.Error
-			if d.Advice == nil && errors.As(t.Err, &e) {
-				d.Advice = adviceFor(e.Obstacle)
-			}
 		}
 		d.Ways = append(d.Ways, w)
+	}
+	for _, t := range tried {
+		var e *userns.Error
+		if errors.As(t.Err, &e) && (open || t.Plan.IDs == userns.IDsSingle) {
+			d.Advice = adviceFor(e.Obstacle)
+			return
+		}
 	}
 }
 
@@ -195,7 +200,7 @@ func printAdvice(b *strings.Builder, advice []Advice) {
 	if len(advice) == 0 {
 		return
 	}
-	b.WriteString("\nthe smallest change that opens the first closed way:\n")
+	b.WriteString("\nwhat would help:\n")
 	for _, a := range advice {
 		fmt.Fprintf(b, "  %-11s %s\n", a.Where+":", a.Fix)
 	}

@@ -125,11 +125,27 @@ func holderCommand(p Plan, sock *os.File, stderr *tail) *exec.Cmd {
 		cmd.Args[0] = argShared
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
 	}
-	if p.NewUser() {
-		cmd.Args[0] = argUnmapped + cmd.Args[0]
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+	if !p.NewUser() {
+		return cmd
 	}
+	cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+	if p.Newuidmap != "" {
+		cmd.Args[0] = argUnmapped + cmd.Args[0]
+		return cmd
+	}
+	// Maps that this process may write are there before the program is executed: with no_new_privs an execution takes capabilities
+	// and gives none. Who maps only the own group must deny setgroups first (user_namespaces(7)).
+	cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = kernelMap(p.UIDs), kernelMap(p.GIDs)
+	cmd.SysProcAttr.GidMappingsEnableSetgroups = p.IDs != IDsSingle
 	return cmd
+}
+
+func kernelMap(m []IDMap) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, len(m))
+	for i, e := range m {
+		out[i] = syscall.SysProcIDMap{ContainerID: int(e.Inside), HostID: int(e.Outside), Size: int(e.Count)}
+	}
+	return out
 }
 
 // handshake writes the id maps, tells the child so and waits until it serves.
@@ -140,8 +156,12 @@ func (h *Holder) handshake(ctx context.Context, p Plan) error {
 			h.conn.sock.SetDeadline(time.Time{})
 		}
 	}()
-	if p.NewUser() {
-		if err := writeMaps(ctx, p, h.cmd.Process.Pid); err != nil {
+	if p.Newuidmap != "" {
+		pid := h.cmd.Process.Pid
+		if err := helperMap(ctx, p.Newuidmap, pid, p.UIDs); err != nil {
+			return err
+		}
+		if err := helperMap(ctx, p.Newgidmap, pid, p.GIDs); err != nil {
 			return err
 		}
 		if _, err := h.conn.sock.Write([]byte{1}); err != nil {
@@ -163,46 +183,7 @@ func (h *Holder) handshake(ctx context.Context, p Plan) error {
 	return nil
 }
 
-// writeMaps gives the new user namespace its ids.
-func writeMaps(ctx context.Context, p Plan, pid int) error {
-	if p.Newuidmap != "" {
-		if err := helperMap(ctx, p.Newuidmap, pid, p.UIDs); err != nil {
-			return err
-		}
-		return helperMap(ctx, p.Newgidmap, pid, p.GIDs)
-	}
-	if p.IDs == IDsSingle {
-		// The kernel's condition for a map of the caller's own group: nobody inside may drop a group that is there to deny them
-		// something (user_namespaces(7)).
-		if err := procMap(pid, "setgroups", "deny"); err != nil {
-			return err
-		}
-	}
-	if err := procMap(pid, "uid_map", mapLines(p.UIDs)); err != nil {
-		return err
-	}
-	return procMap(pid, "gid_map", mapLines(p.GIDs))
-}
-
-func mapLines(m []IDMap) string {
-	var b strings.Builder
-	for _, e := range m {
-		fmt.Fprintf(&b, "%d %d %d\n", e.Inside, e.Outside, e.Count)
-	}
-	return b.String()
-}
-
-// procMap writes one of the files that describe a user namespace.
-func procMap(pid int, file, content string) error {
-	err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/"+file, []byte(content), 0)
-	if err == nil {
-		return nil
-	}
-	e := &Error{Primitive: "id map of a user namespace", Err: err}
-	e.Obstacle, e.Blocker, e.Fix = whoForbids("")
-	return e
-}
-
+// helperMap lets one of the helpers of the shadow package write a map.
 func helperMap(ctx context.Context, helper string, pid int, m []IDMap) error {
 	args := []string{strconv.Itoa(pid)}
 	for _, e := range m {
