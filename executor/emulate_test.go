@@ -219,7 +219,11 @@ func TestEmulatedSystemCalls(t *testing.T) {
 		}
 	}
 	out = r.sh(t, "umount /proc 2>&1; mknod /n c 1 5 2>&1; /native/busybox mount -t binfmt_misc none /tmp 2>&1; ls /tmp", emulated(t))
-	for _, w := range []string{"can't unmount /proc", "mknod: /n: Operation not permitted", "mount: permission denied"} {
+	want := []string{"can't unmount /proc", "mount: permission denied"}
+	if os.Geteuid() == 0 { // elsewhere a supervisor records what the device would be
+		want = append(want, "mknod: /n: Operation not permitted")
+	}
+	for _, w := range want {
 		if !strings.Contains(out, w) {
 			t.Errorf("no %q in\n%s", w, out)
 		}

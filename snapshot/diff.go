@@ -45,6 +45,7 @@ type differ struct {
 	owners *owners
 	nodes  []byte // the table of owners of what cannot carry them
 	first  map[inode]firstName
+	lower  []*os.File // the directories below an upper one, top first
 	// private says that a whole tree is looked at, not an upper directory.
 	private bool
 	links   []string // second names that were written as hard links
@@ -211,7 +212,7 @@ func (d *differ) directory(parent int, name, path string, under *tree.Entry, was
 	}
 	e.Opaque = lower && marks.opaque
 	depth := len(d.parents)
-	if lower && !e.Opaque && sameMetadata(e, under) && sameTime(e, under) {
+	if lower && !e.Opaque && sameMetadata(e, under) && d.untouched(path, fd, was) {
 		d.parents = append(d.parents, e)
 	} else if err := d.add(e, nil); err != nil {
 		return err
@@ -219,6 +220,32 @@ func (d *differ) directory(parent int, name, path string, under *tree.Entry, was
 	err = d.dir(fd, path, lower && !marks.opaque, was)
 	d.parents = d.parents[:min(depth, len(d.parents))]
 	return err
+}
+
+// untouched reports whether nothing was made in, moved to or removed from a directory, not even for a while: its time is to the
+// nanosecond what it was. Layers keep seconds, so that is asked of the disk: of what the private tree was, or of the directory
+// that was copied up.
+func (d *differ) untouched(path string, fd int, was *treeState) bool {
+	var now, before unix.Stat_t
+	if unix.Fstat(fd, &now) != nil {
+		return false
+	}
+	if d.private {
+		return was.mtim == now.Mtim
+	}
+	for _, lower := range d.lower {
+		dir, err := openBeneath(int(lower.Fd()), path)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return false
+		}
+		err = unix.Fstat(dir, &before)
+		unix.Close(dir)
+		return err == nil && before.Mtim == now.Mtim
+	}
+	return false
 }
 
 // file writes a regular file.

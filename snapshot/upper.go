@@ -146,6 +146,14 @@ func (u *Upper) write(ctx context.Context) (Layer, []byte, error) {
 	defer w.Abort()
 	w.Inspect(u.inspect)
 	d := &differ{ctx: ctx, base: u.chain, w: w, owners: u.l.owners, first: map[inode]firstName{}}
+	for _, dir := range slices.Backward(u.Lower) {
+		f, err := os.Open(dir)
+		if err != nil {
+			return Layer{}, nil, err
+		}
+		defer f.Close()
+		d.lower = append(d.lower, f)
+	}
 	if err := d.diff(root, nil); err != nil {
 		return Layer{}, nil, err
 	}
