@@ -24,7 +24,7 @@ var may = map[string]string{
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
 	"snapshot":          "internal/store internal/tree internal/owner",
-	"executor":          "internal/fakeroot internal/owner internal/usernet",
+	"executor":          "internal/fakeroot internal/owner internal/veth",
 	"exporter":          "internal/tree",
 	"internal/buildctx": "internal/git internal/tree",
 	"internal/git":      "",
@@ -37,7 +37,9 @@ var may = map[string]string{
 	"internal/userns":   "",
 	"internal/owner":    "",
 	"internal/fakeroot": "internal/owner",
-	"internal/usernet":  "",
+	"internal/usernet":  "internal/netlink internal/veth",
+	"internal/veth":     "internal/netlink",
+	"internal/netlink":  "",
 	"internal/cgroup":   "",
 	"internal/testenv":  "",
 	"internal/emulator": "",
@@ -49,6 +51,7 @@ var only = map[string]string{
 	"github.com/google/go-containerregistry/pkg/v1/remote": "internal/registry",
 	"github.com/spf13/cobra":                               "cmd/build",
 	"github.com/moby/buildkit/frontend/dockerfile/parser":  "parser",
+	"gvisor.dev/gvisor":                                    "internal/usernet",
 }
 
 // testsOnly are packages that no program may contain.
@@ -131,7 +134,8 @@ var beforeMain = []string{"executor/init.go"}
 // early is what executor may import from outside: packages that are initialized in no time and before others. Look at
 // GODEBUG=inittrace=1 before adding one: build/executor must come right after golang.org/x/sys/unix and what that enables.
 const early = "bufio bytes cmp context encoding/binary encoding/json errors fmt io os path runtime slices strconv strings " +
-	"sync sync/atomic syscall unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go"
+	"sync sync/atomic syscall unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go " +
+	"build/internal/veth"
 
 func TestStepsStartEarly(t *testing.T) {
 	for _, p := range list(t) {

@@ -53,6 +53,7 @@ type step struct {
 	plan    *plan
 	stubs   []stub
 	touched []touched
+	attach  func(*os.File) error
 	failed  error // what the first process said before it could become the command
 	// table is that of the emulators, kept as long as the step lasts.
 	table *os.File
@@ -94,6 +95,9 @@ func prepare(spec *Spec) (s *step, err error) {
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
 		Mounts: s.sources.mounts, CgroupView: true,
+	}
+	if spec.Network == NetworkPrivate {
+		s.plan.Interface, s.attach = spec.Interface, spec.Attach
 	}
 	if s.plan.Emulators, err = src.prepareEmulators(spec.Emulators); err != nil {
 		return nil, err
@@ -149,7 +153,7 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*os.Proces
 		return nil, setupError("start the step", err)
 	}
 	flags := uintptr(stepNamespaces)
-	if s.plan.Loopback {
+	if s.plan.Loopback || s.plan.Interface != nil {
 		flags |= unix.CLONE_NEWNET
 	}
 	become := argInit
@@ -207,6 +211,9 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	stop := context.AfterFunc(ctx, func() { p.Kill() }) // by pidfd: its death kills all of the pid namespace
 	s.listen(ours)
+	if s.failed != nil {
+		p.Kill() // it may not know
+	}
 	state, err := p.Wait()
 	stop()
 	switch {
@@ -264,6 +271,12 @@ func (s *step) listen(socket *os.File) {
 		if err == nil && m.Table && len(fds) == 1 {
 			s.table.Close() // of which a step sends one
 			s.table = os.NewFile(uintptr(fds[0]), "emulators")
+			continue
+		}
+		if err == nil && m.Attach && len(fds) == 1 && s.attach != nil {
+			if s.failed = s.attachPackets(fds[0]); s.failed != nil {
+				return
+			}
 			continue
 		}
 		if err != nil || len(fds) != 2*len(m.Stubs) {
