@@ -8,7 +8,7 @@ CACHE ?= $(if $(ROOT),/var/cache/build-test,$(or $(XDG_CACHE_HOME),$(HOME)/.cach
 export BUILD_TEST_CACHE := $(CACHE)
 
 # The packages whose behaviour depends on who runs them: these are tested once more as ordinary users.
-USER_PACKAGES = ./cmd/build ./executor ./snapshot ./internal/build ./internal/buildctx ./internal/cgroup ./internal/store ./internal/userns
+USER_PACKAGES = ./cmd/build ./executor ./snapshot ./internal/build ./internal/buildctx ./internal/cgroup ./internal/store ./internal/userns ./internal/usernet
 AS_USER       = $(CURDIR)/testdata/setup/as-user.sh
 
 .PHONY: all build demo test check test-root test-user setup bench clean
@@ -42,7 +42,7 @@ test-root:
 # saying so.
 test-user:
 	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest' $(USER_PACKAGES)
-	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest0' ./cmd/build ./internal/userns
+	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest0' ./cmd/build ./internal/userns ./internal/usernet
 
 bench: build setup
 	$(GO) run ./bench -ours ./build $(BENCHFLAGS)

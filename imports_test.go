@@ -24,7 +24,7 @@ var may = map[string]string{
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
 	"snapshot":          "internal/store internal/tree internal/owner",
-	"executor":          "internal/bpf internal/fakeroot internal/owner internal/usernet",
+	"executor":          "internal/bpf internal/fakeroot internal/owner internal/veth",
 	"exporter":          "internal/tree",
 	"internal/buildctx": "internal/git internal/tree",
 	"internal/git":      "",
@@ -38,7 +38,9 @@ var may = map[string]string{
 	"internal/owner":    "",
 	"internal/fakeroot": "internal/bpf internal/owner",
 	"internal/bpf":      "",
-	"internal/usernet":  "",
+	"internal/usernet":  "internal/netlink internal/veth",
+	"internal/veth":     "internal/netlink",
+	"internal/netlink":  "",
 	"internal/cgroup":   "",
 	"internal/testenv":  "",
 	"internal/emulator": "",
@@ -50,6 +52,7 @@ var only = map[string]string{
 	"github.com/google/go-containerregistry/pkg/v1/remote": "internal/registry",
 	"github.com/spf13/cobra":                               "cmd/build",
 	"github.com/moby/buildkit/frontend/dockerfile/parser":  "parser",
+	"gvisor.dev/gvisor":                                    "internal/usernet",
 }
 
 // testsOnly are packages that no program may contain.

@@ -87,7 +87,7 @@ type Run struct {
 	User     string
 	Shell    bool    // Args begin with the stage's shell
 	Mounts   []Mount // in the order of the instruction; a target can be below another one's
-	Network  string  // default, none or host
+	Network  string  // default, none, host or private
 	Security string  // sandbox or insecure
 	Hostname string  // "" is the caller's default
 	// Machine is what the programs of the base image are for, by its own account; zero if there is no base image to say.

@@ -25,7 +25,7 @@ type Options struct {
 	Contexts      map[string]string // named contexts: name, or name::os/arch, to the value as given by the user
 	NoCache       bool
 	NoCacheStages []string // names of stages built without cache
-	Network       string   // for RUN without --network: "", default, none or host
+	Network       string   // for RUN without --network: "", default, none, host or private
 	Hostname      string   // for RUN; BUILDKIT_SANDBOX_HOSTNAME overrides it
 	Epoch         *time.Time
 	ContextEpoch  *time.Time // what SOURCE_DATE_EPOCH=context stands for; nil: the context has no time

@@ -81,12 +81,12 @@ func chrootRefuses(spec *Spec) error {
 	if _, ok := spec.Root.(Tree); !ok {
 		return &SetupError{Op: "check the step", Msg: fmt.Sprintf("a chroot needs a tree for its root, not %T", spec.Root)}
 	}
-	if spec.Network == NetworkNone {
+	if spec.Network != NetworkHost {
 		blocker, fix := blockerOf("namespaces")
 		if fix == "" {
 			fix = "run build where it may make user namespaces or has CAP_SYS_ADMIN; build doctor says what is missing"
 		}
-		return &SetupError{Op: "give the step no network", Errno: unix.EPERM, Msg: "that takes a network namespace, and none can be made here", Blocker: blocker, Fix: fix}
+		return &SetupError{Op: "keep the step from this machine's network", Errno: unix.EPERM, Msg: "that takes a network namespace, and none can be made here", Blocker: blocker, Fix: fix}
 	}
 	for _, m := range spec.Mounts {
 		if _, ok := m.Source.(BindTree); ok {

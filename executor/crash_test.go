@@ -49,10 +49,15 @@ func TestKill(t *testing.T) {
 }
 
 func testKill(t *testing.T, victim, user string) {
+	testKillStep(t, victim, func(s *executor.Spec) { s.User = user }, func(int) {})
+}
+
+// testKillStep calls running, with the holder's pid, before it kills.
+func testKillStep(t *testing.T, victim string, change func(*executor.Spec), running func(holder int)) {
 	r := newRootfs(t)
 	marker := fmt.Sprint(100000 + time.Now().UnixNano()%1e6)
 	s := r.spec("setsid sleep " + marker + " & sleep " + marker + " & wait; wait")
-	s.User = user
+	change(s)
 	in, err := json.Marshal(s)
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe")
@@ -67,6 +72,7 @@ func testKill(t *testing.T, victim, user string) {
 		t.Fatal(line)
 	}
 	waitFor(t, "the step to run", func() bool { return countProcesses(t, marker) >= 2 })
+	running(pid)
 	if victim == "front" {
 		must(t, cmd.Process.Kill())
 	} else {
@@ -113,8 +119,8 @@ func TestProbe(t *testing.T) {
 
 // BenchmarkRun is one step of an idle command; BenchmarkExec is the command without a step.
 func BenchmarkRun(b *testing.B) {
-	for _, network := range []executor.Network{executor.NetworkHost, executor.NetworkNone} {
-		b.Run([]string{"host", "none"}[network], func(b *testing.B) {
+	for _, network := range []executor.Network{executor.NetworkHost, executor.NetworkNone, executor.NetworkPrivate} {
+		b.Run([]string{"host", "none", "private"}[network], func(b *testing.B) {
 			r := newRootfs(b)
 			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 			must(b, err)

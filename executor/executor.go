@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"unicode/utf8"
 
 	"build/internal/owner"
@@ -37,21 +38,25 @@ type Means struct {
 
 // Spec says what to run and what it sees.
 type Spec struct {
-	Means    Means
-	Root     Root
-	Args     []string // Args[0] is looked up in Env's PATH when it has no slash
-	Env      []string // NAME=value; of equal names the last wins. HOME comes from the root's passwd file when absent or empty
-	Dir      string   // working directory, absolute; made if missing, owned by the user; "" is /
-	User     string   // name|uid[:group|gid] as in USER; "" is 0
-	Mounts   []Mount  // on top of the root, parents before children
-	Network  Network
-	Hostname string // "" is the name BuildKit gives
-	Resolv   []byte // content of /etc/resolv.conf; nil: what the root has
-	Hosts    []byte // content of /etc/hosts; nil: what the root has
-	Security Security
-	Rlimits  []Rlimit
-	ShmSize  int64 // of /dev/shm in bytes; 0 is 64 MiB
-	CPUs     []int // the step starts on these; none: on the caller's
+	Means   Means
+	Root    Root
+	Args    []string // Args[0] is looked up in Env's PATH when it has no slash
+	Env     []string // NAME=value; of equal names the last wins. HOME comes from the root's passwd file when absent or empty
+	Dir     string   // working directory, absolute; made if missing, owned by the user; "" is /
+	User    string   // name|uid[:group|gid] as in USER; "" is 0
+	Mounts  []Mount  // on top of the root, parents before children
+	Network Network
+	// Interface and Attach belong to NetworkPrivate. Attach takes over the packets: a socket on which the Ethernet frames of eth0
+	// come and go. An error of it ends the step.
+	Interface *Interface                   `json:",omitempty"`
+	Attach    func(packets *os.File) error `json:"-"`
+	Hostname  string                       // "" is the name BuildKit gives
+	Resolv    []byte                       // content of /etc/resolv.conf; nil: what the root has
+	Hosts     []byte                       // content of /etc/hosts; nil: what the root has
+	Security  Security
+	Rlimits   []Rlimit
+	ShmSize   int64 // of /dev/shm in bytes; 0 is 64 MiB
+	CPUs      []int // the step starts on these; none: on the caller's
 
 	Cgroups *Cgroups `json:"-"` // nil: the step stays in the caller's
 
@@ -87,8 +92,9 @@ func (Tree) root()    {}
 type Network uint8
 
 const (
-	NetworkHost Network = iota // the caller's
-	NetworkNone                // a live loopback and nothing else
+	NetworkHost    Network = iota // the caller's
+	NetworkNone                   // a live loopback and nothing else
+	NetworkPrivate                // a live loopback, and an interface whose other end is Spec.Attach's
 )
 
 // Security says how much a step may do.
@@ -150,7 +156,7 @@ func (s *Spec) check() error {
 		return errors.New("no command")
 	case s.Root == nil:
 		return errors.New("no root filesystem")
-	case s.Network > NetworkNone:
+	case s.Network > NetworkPrivate:
 		return fmt.Errorf("unknown network mode %d", s.Network)
 	case s.Security > Insecure:
 		return fmt.Errorf("unknown security mode %d", s.Security)
@@ -165,6 +171,14 @@ func (s *Spec) check() error {
 	for i := range s.Emulators {
 		if err := s.Emulators[i].check(); err != nil {
 			return err
+		}
+	}
+	if s.Network == NetworkPrivate {
+		if err := s.Interface.Check(); err != nil {
+			return err
+		}
+		if s.Attach == nil {
+			return errors.New("a private network that nobody serves")
 		}
 	}
 	for _, m := range s.Mounts {

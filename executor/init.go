@@ -121,7 +121,11 @@ func prepareProcess(p *plan) error {
 	if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
 		return setupError("set the hostname", err)
 	}
-	if p.Loopback {
+	if p.Interface != nil {
+		if err := privateNetwork(p.Interface); err != nil {
+			return err
+		}
+	} else if p.Loopback {
 		if err := loopbackUp(); err != nil {
 			return setupError("bring up the loopback interface", err)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"build/executor"
 	"build/internal/testenv"
+	"build/internal/usernet"
 	"build/internal/userns"
 )
 
@@ -30,6 +31,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	usernet.Reentry()
 	userns.Reentry(map[string]userns.Handler{"run": handleRun, "probe": handleProbe, "probe-emulation": handleProbeEmulation, "remove": handleRemove})
 	if os.Getenv(crashVar) != "" {
 		crashMain()
@@ -55,6 +57,11 @@ func handleRun(ctx context.Context, in json.RawMessage, files []*os.File) (any, 
 			spec.Mounts[i].Source = k
 		}
 	}
+	ctx, leave, err := serveNetwork(ctx, &spec, files[2])
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	return nil, executor.Run(ctx, &spec, files[0], files[1], files[2])
 }
 
@@ -165,7 +172,7 @@ type rootfs struct {
 var applets = []string{
 	"sh", "ls", "cat", "id", "env", "mount", "sleep", "grep", "stat", "mkdir", "rm", "rmdir", "mv", "ln", "touch", "chmod", "chown",
 	"mkfifo", "mknod", "echo", "wc", "ip", "ifconfig", "hostname", "df", "su", "ps", "kill", "setsid", "dd", "cut", "head", "test", "true",
-	"false", "umount", "unshare", "pwd", "readlink", "tr", "sort", "find", "ulimit", "date", "nohup", "chroot",
+	"false", "umount", "unshare", "pwd", "readlink", "tr", "sort", "find", "ulimit", "date", "nohup", "chroot", "ping",
 }
 
 func newRootfs(t testing.TB) *rootfs {

@@ -29,7 +29,8 @@ type plan struct {
 	UID, GID   uint32
 	Groups     []uint32
 	Hostname   string
-	Loopback   bool // bring up lo: the network namespace is new
+	Loopback   bool       // bring up lo: the network namespace is new
+	Interface  *Interface // make it in a network namespace behind the new one
 	Insecure   bool
 	ShmSize    int64
 	Rlimits    []Rlimit
@@ -55,6 +56,7 @@ type plan struct {
 type message struct {
 	Stubs   []stubName  `json:",omitempty"` // with two descriptors each: parent, stub
 	Touched []touched   `json:",omitempty"`
+	Attach  bool        `json:",omitempty"` // with one descriptor: the packets of the interface
 	Setup   *SetupError `json:",omitempty"`
 	Exit    *ExitError  `json:",omitempty"`
 	Watched bool        `json:",omitempty"` // with one descriptor, the listener of plan.Watch

@@ -54,6 +54,7 @@ type step struct {
 	stubs   []stub
 	touched []touched
 	own     *ownership
+	attach  func(*os.File) error
 	failed  error // what the first process said before it could become the command
 	// table is that of the emulators, kept as long as the step lasts.
 	table *os.File
@@ -101,6 +102,9 @@ func prepare(spec *Spec) (s *step, err error) {
 		UID: id.uid, GID: id.gid, Groups: id.groups,
 		Hostname: spec.Hostname, Loopback: spec.Network == NetworkNone, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
 		Mounts: s.sources.mounts, CgroupView: true, Recorded: spec.Means.Recorded, BoundProc: spec.Means.BoundProc, OwnersFilter: s.own.filter,
+	}
+	if spec.Network == NetworkPrivate {
+		s.plan.Interface, s.attach = spec.Interface, spec.Attach
 	}
 	if s.plan.Emulators, err = src.prepareEmulators(spec.Emulators); err != nil {
 		return nil, err
@@ -156,7 +160,7 @@ func (s *step) start(stdin, stdout, stderr, sock, planFile *os.File) (*firstProc
 		return nil, setupError("start the step", err)
 	}
 	flags := uintptr(stepNamespaces)
-	if s.plan.Loopback {
+	if s.plan.Loopback || s.plan.Interface != nil {
 		flags |= unix.CLONE_NEWNET
 	}
 	become := argInit
@@ -218,6 +222,9 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 	}
 	stop := context.AfterFunc(ctx, p.kill)
 	s.listen(ours, p)
+	if s.failed != nil {
+		p.kill() // it may not know
+	}
 	status, err := p.wait()
 	stop()
 	unanswered := s.own.end()
@@ -282,6 +289,12 @@ func (s *step) listen(socket *os.File, p *firstProcess) {
 		}
 		if err == nil && m.Listener && len(fds) == 1 {
 			s.own.supervise(fds[0], s.root, p)
+			continue
+		}
+		if err == nil && m.Attach && len(fds) == 1 && s.attach != nil {
+			if s.failed = s.attachPackets(fds[0]); s.failed != nil {
+				return
+			}
 			continue
 		}
 		if err != nil || len(fds) != 2*len(m.Stubs) {

@@ -34,7 +34,7 @@ func (a *app) buildCommand(g *globalFlags) *cobra.Command {
 	f.define(cmd.Flags())
 	for name, choices := range map[string][]string{
 		"pull":     {"always", "missing", "never"},
-		"network":  {"default", "host", "none"},
+		"network":  {"default", "host", "none", "private"},
 		"progress": progressModes,
 
 		"secret-leak": {"warn", "error", "off"},

@@ -24,6 +24,7 @@ func (f *buildFlags) fillLimits(a *app, o *build.Options) error {
 		case "security.insecure":
 			o.AllowInsecure = true
 		case "network.host":
+			o.AllowHostNet = true
 		default:
 			return usagef("invalid --allow %q: the permissions are security.insecure and network.host", given)
 		}

@@ -173,20 +173,26 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 
 func (f *buildFlags) fillNetwork(a *app, o *build.Options) error {
 	switch f.network {
-	case "", "default", "host", "none":
+	case "", "default", "host", "none", "private":
 		o.Network = f.network
 	default:
-		return usagef("invalid --network=%s: the choices are default, host and none", f.network)
+		return usagef("invalid --network=%s: the choices are default, host, none and private", f.network)
 	}
 	for _, s := range f.addHosts {
 		h, err := parseHost(s)
 		if err != nil {
 			return err
 		}
+		if f.network == "private" && strings.HasSuffix(s, hostGateway) {
+			return usagef("--add-host %s: the host cannot be reached with --network=private", s)
+		}
 		o.AddHosts = append(o.AddHosts, h)
 	}
 	return nil
 }
+
+// hostGateway stands for the address at which steps reach the host.
+const hostGateway = "host-gateway"
 
 // parseHost reads NAME:ADDRESS and NAME=ADDRESS; an IPv6 address may stand in brackets.
 func parseHost(s string) (build.Host, error) {
@@ -197,7 +203,7 @@ func parseHost(s string) (build.Host, error) {
 	if !ok || name == "" || addr == "" || strings.ContainsAny(name, " \t\n#") {
 		return build.Host{}, usagef("invalid --add-host %q: the form is NAME:ADDRESS", s)
 	}
-	if addr == "host-gateway" {
+	if addr == hostGateway {
 		// Steps share the network of the caller, so the host is where they are themselves.
 		return build.Host{Name: name, IP: netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
 	}

@@ -67,7 +67,7 @@ func TestWrongValues(t *testing.T) {
 	for _, tc := range []struct{ args, want string }{
 		{"--pull=sometimes .", "always, missing and never"},
 		{"--platform l!nux .", "invalid --platform"},
-		{"--network bridge .", "default, host and none"},
+		{"--network bridge .", "default, host, none and private"},
 		{"--add-host nonsense .", "NAME:ADDRESS"},
 		{"--add-host h:not.an.ip .", "not an IP address"},
 		{"--build-arg =x .", "no name"},

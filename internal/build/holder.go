@@ -17,6 +17,7 @@ import (
 	"build/internal/owner"
 	"build/internal/store"
 	"build/internal/tree"
+	"build/internal/usernet"
 	"build/internal/userns"
 	"build/snapshot"
 )
@@ -83,10 +84,11 @@ type crossed struct {
 
 func (e *crossed) Unwrap() error { return e.known }
 
-// Reentry runs this process as a holder when it was started as one, and reports whether it was. It is the first thing main
-// calls. The other helper, a step's first process, starts before main: importing executor is enough.
+// Reentry runs this process as a holder, or as the gateway of a private network, when it was started as one, and reports whether
+// it was. It is the first thing main calls. A third helper, a step's first process, starts before main: importing executor is enough.
 func Reentry() bool {
 	n := &inside{}
+	usernet.Reentry()
 	return userns.Reentry(map[string]userns.Handler{
 		"open":    n.open,
 		"run":     n.run,
@@ -245,9 +247,14 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	}
 	defer release()
 	req.Spec.Root, req.Spec.Owners = stand.root, n.layers.Nodes()
+	running, leave, err := joinNetwork(ctx, &req.Spec, files[2])
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	var traces executor.Traces
 	req.Spec.Traces = &traces
-	err = executor.Run(ctx, &req.Spec, files[0], files[1], files[2])
+	err = executor.Run(running, &req.Spec, files[0], files[1], files[2])
 	for _, note := range traces.Notes {
 		_, _ = fmt.Fprintf(files[2], "isolation: %s\n", note)
 	}

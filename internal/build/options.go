@@ -47,7 +47,7 @@ type Options struct {
 	Platforms        []ocispec.Platform // empty: the host's
 	Outputs          []Output           // empty: the local store only
 	Push             bool               // also push every tag
-	Network          string             // "", "default", "host" or "none"
+	Network          string             // of RUN without --network: "", "default", "host", "none" or "private"
 	AddHosts         []Host
 	IIDFile          string
 	MetadataFile     string
@@ -63,6 +63,7 @@ type Options struct {
 	Mask          func([]byte) []byte // hides secrets in a line of output; may be nil
 	AllowInsecure bool                // RUN --security=insecure
 	Isolation     Isolation           // of RUN
+	AllowHostNet  bool                // RUN --network=host where Network keeps steps from it
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
 	Limits        Limits              // of each RUN

@@ -23,7 +23,7 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 	if op.Security == "insecure" && !s.opts.AllowInsecure {
 		return &UsageError{Msg: "RUN --security=insecure is not allowed", Hint: "allow it with --allow security.insecure"}
 	}
-	return nil
+	return s.allowNetwork(op.Network)
 }
 
 // run executes a RUN in the holder and returns the layer of what it changed.
@@ -131,9 +131,7 @@ func (e *evaluator) runSpec(op dag.Run, g *ground) executor.Spec {
 	if op.Security == "insecure" {
 		spec.Security = executor.Insecure
 	}
-	if op.Network == "none" {
-		spec.Network = executor.NetworkNone
-	}
+	setNetwork(&spec, op.Network)
 	for _, f := range op.Files {
 		spec.Mounts = append(spec.Mounts, executor.Mount{Target: dag.PipesDir + "/" + f.Name, Source: executor.File{Data: f.Data, Mode: f.Mode}})
 	}

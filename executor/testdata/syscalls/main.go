@@ -1,8 +1,12 @@
-// Command syscalls tries system calls that a sandbox must refuse or allow, and prints what the kernel said.
+// Command syscalls tries system calls that a sandbox must refuse or allow, and prints what the kernel said. With dial NETWORK ADDRESS it
+// connects there instead.
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -20,7 +24,27 @@ func try(name string, nr uintptr, args ...uintptr) {
 	fmt.Println(name, unix.ErrnoName(errno))
 }
 
+// dial says whether somebody listens there.
+func dial(network, addr string) {
+	c, err := net.Dial(network, addr)
+	switch {
+	case err == nil:
+		c.Close()
+		fmt.Println("connected")
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EADDRNOTAVAIL):
+		fmt.Println("refused")
+	case errors.Is(err, unix.ENETUNREACH):
+		fmt.Println("unreachable")
+	default:
+		fmt.Println(err)
+	}
+}
+
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "dial" {
+		dial(os.Args[2], os.Args[3])
+		return
+	}
 	runtime.LockOSThread()
 	empty := [64]byte{}
 	p := uintptr(unsafe.Pointer(&empty[0]))
