@@ -111,11 +111,11 @@ func TestPlacesWithoutRun(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := place{container: &c}
-			r := w.run(t, p, "norun", "Dockerfile.norun", "app")
+			r := w.run(t, p, name, "Dockerfile.norun", "app")
 			if r.Code != 0 {
 				t.Errorf("without RUN: exit code %d\n%s", r.Code, r.Stderr)
 			}
-			r = w.run(t, p, "run", "Dockerfile", "app")
+			r = w.run(t, p, name, "Dockerfile", "app")
 			if r.Code != 6 {
 				t.Errorf("with RUN: exit code %d, want 6\n%s", r.Code, r.Stderr)
 			}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"build/executor"
+	"build/internal/cgroup"
 	"build/internal/userns"
 )
 
@@ -29,6 +30,7 @@ type Diagnosis struct {
 	Ways   []Way  `json:"ways"`   // best first
 	// Primitives were tried in the way taken.
 	Primitives []Finding     `json:"primitives"`
+	Limits     []Finding     `json:"limits"`           // one for each controller of control groups
 	Emulators  []Finding     `json:"emulators"`        // one for each other machine that is known
 	Advice     []Advice      `json:"advice,omitempty"` // what would give a better rung
 	Took       time.Duration `json:"took"`             // nanoseconds
@@ -77,6 +79,7 @@ func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emula
 	} else {
 		d.Ground = "rung 3: RUN steps cannot run; everything else builds"
 	}
+	d.Limits = limitFindings()
 	d.Took = time.Since(began)
 	return d, nil
 }
@@ -130,6 +133,26 @@ func (n *inside) examine(ctx context.Context, in json.RawMessage, files []*os.Fi
 	return &out, nil
 }
 
+// limitFindings says which resources of a step can be limited.
+func limitFindings() []Finding {
+	var out []Finding
+	for _, f := range cgroup.Probe() {
+		where := "cgroup v1"
+		if f.V2 {
+			where = "cgroup v2"
+		}
+		l := Finding{Name: "limit of " + string(f.Controller), OK: f.OK, Detail: where, Blocker: f.Blocker, Fix: f.Fix}
+		if !f.OK {
+			l.Detail = "refused"
+			if f.Fallback != "" {
+				l.Detail = "instead: " + f.Fallback
+			}
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
 func machineLine() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // cannot fail
@@ -167,10 +190,13 @@ func (d *Diagnosis) Print(w io.Writer) error {
 			fmt.Fprintf(&b, "closed   %s\n         %s\n", way.Name, way.Error)
 		}
 	}
-	if len(d.Primitives) > 0 {
+	for _, findings := range [][]Finding{d.Primitives, d.Limits} {
+		if len(findings) == 0 {
+			continue
+		}
 		b.WriteString("\n")
 		tw := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-		for _, f := range d.Primitives {
+		for _, f := range findings {
 			fmt.Fprintln(tw, f.line())
 		}
 		tw.Flush()

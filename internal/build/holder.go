@@ -133,6 +133,7 @@ type inside struct {
 	kind   string
 
 	root     RootKind
+	plain    bool // without namespaces
 	renewed  renewed
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
@@ -191,7 +192,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	}
 	kind := req.Plan.Kind
 	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, IDs: ids, Lease: lease})
-	n.kind = kind
+	n.kind, n.plain = kind, req.Plan.Plain
 	n.sweep(kind)
 	return n.chooseRoot(&req)
 }

@@ -72,9 +72,14 @@ func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (re
 	return release, nil
 }
 
-// cacheMount returns the directory of a cache, made and filled when it is not there, and locked as its sharing says.
+// cacheMount returns the directory of a cache, made and filled when it is not there, and locked as its sharing says. In a chroot
+// the cache is moved to where the step sees it, so that only one step at a time can have it.
 func (n *inside) cacheMount(ctx context.Context, c cacheMount, log io.Writer) (dir string, unlock func(), err error) {
-	switch c.Sharing {
+	sharing := c.Sharing
+	if n.plain && sharing == "shared" {
+		sharing = "locked"
+	}
+	switch sharing {
 	case "locked":
 		unlock, err = n.store.Lock(ctx, "cache-"+c.Key, func(holder string) {
 			_, _ = fmt.Fprintf(log, "waiting for the cache mount on %s, which is locked by %s\n", c.Target, holder)
@@ -201,7 +206,12 @@ func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (stri
 			return "", err
 		}
 	}
-	return dir, os.Rename(fresh, dir)
+	err = os.Rename(fresh, dir)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		// A step in a chroot that was killed has put its cache back meanwhile.
+		err = nil
+	}
+	return dir, err
 }
 
 // giveOwner gives a directory an owner that this user namespace need not have.
