@@ -282,7 +282,7 @@ func stateOf(t testing.TB, dir string) map[string]fileState {
 			return err
 		}
 		rel := strings.TrimPrefix(strings.TrimPrefix(p, dir), "/")
-		s := fileState{ino: st.Ino, mode: st.Mode, uid: st.Uid, gid: st.Gid, size: st.Size, mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(), links: st.Nlink}
+		s := fileState{ino: st.Ino, mode: st.Mode, uid: st.Uid, gid: st.Gid, size: st.Size, mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(), links: uint64(st.Nlink)}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			s.size = 0 // a directory of ext4 does not shrink
 		}

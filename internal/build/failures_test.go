@@ -15,6 +15,7 @@ import (
 
 	"build/internal/progress"
 	"build/internal/testenv"
+	"build/internal/userns"
 )
 
 // Mistakes in the Dockerfile or the call: exit code 2, where it is, what it is, and nothing left behind.
@@ -293,12 +294,15 @@ func (w *world) startAs(user string, j job) *worker {
 	})
 }
 
-// Where no namespaces can be made, RUN is refused before anything is done, with the reason and the remedy; the rest builds.
+// Where the namespaces that were asked for cannot be made, RUN is refused before anything is done, with the reason and the remedy;
+// the rest builds.
 func TestNoNamespaces(t *testing.T) {
 	testenv.Root(t)
 	w := newWorld(t)
 	w.write("f", "f")
-	r := w.startAs(testenv.UserWithoutRange, w.job("FROM base\nRUN true\n")).result(t)
+	run := w.job("FROM base\nRUN true\n")
+	run.Isolation.IDs = userns.IDsRange
+	r := w.startAs(testenv.UserWithoutRange, run).result(t)
 	if r.Code != ExitEnvironment {
 		t.Errorf("exit code %d: %s", r.Code, r.Text)
 	}

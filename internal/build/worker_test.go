@@ -26,12 +26,14 @@ type job struct {
 	Dest, Plain                     string // an OCI archive; a file for the plain display
 	Tag                             string
 	None                            bool // no output
+	Isolation                       Isolation
 }
 
 func (j job) options() Options {
 	o := Options{
 		Store: StoreOptions{Root: j.Root, Offline: true}, Context: j.Context,
 		NamedContexts: []KeyValue{{"base", "oci-layout://" + j.Base}}, Progress: progress.Discard,
+		Isolation: j.Isolation,
 	}
 	from(j.Dockerfile)(&o)
 	for k, v := range j.Args {
