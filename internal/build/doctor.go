@@ -33,7 +33,7 @@ type Diagnosis struct {
 	Limits     []Finding     `json:"limits"`           // one for each controller of control groups
 	Emulators  []Finding     `json:"emulators"`        // one for each other machine that is known
 	Advice     []Advice      `json:"advice,omitempty"` // what would give a better rung
-	Took       time.Duration `json:"took"`             // nanoseconds
+	Took       time.Duration `json:"took"`             // for the ways and the primitives, nanoseconds
 }
 
 // Way is one way to isolate steps.
@@ -54,7 +54,6 @@ type Finding struct {
 
 // Doctor finds out what is possible here.
 func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emulators) (*Diagnosis, error) {
-	began := time.Now()
 	d := &Diagnosis{Machine: machineLine(), Rung: 3, Emulators: foundEmulators(emulators)}
 	st, err := openStore(o)
 	if err != nil {
@@ -62,6 +61,7 @@ func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emula
 	}
 	defer st.Close()
 	d.Store = st.Dir() + " on " + fileSystem(st.Dir())
+	began := time.Now()
 	hd, plan, tried, err := userns.Open(ctx, want.accepts)
 	var ladder *userns.LadderError
 	if err != nil && !errors.As(err, &ladder) {
@@ -79,8 +79,8 @@ func Doctor(ctx context.Context, o StoreOptions, want Isolation, emulators Emula
 	} else {
 		d.Ground = "rung 3: RUN steps cannot run; everything else builds"
 	}
-	d.Limits = limitFindings()
 	d.Took = time.Since(began)
+	d.Limits = limitFindings()
 	return d, nil
 }
 
