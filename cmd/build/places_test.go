@@ -28,8 +28,9 @@ import (
 type place struct {
 	name string
 	rung string // what the one line about isolation must say
-	// Exactly one of these: a user of this machine, or a container on it.
+	// One of these at most: a user of this machine, root of a user namespace on it, or a container.
 	user      string // "" is root
+	podUser   bool   // ids 0 to 65535 are others outside
 	container *testenv.Container
 	storeIn   string // in a container: "" is a volume, otherwise a directory of the container's own root
 	flags     []string
@@ -44,6 +45,7 @@ func places() []place {
 	return []place{
 		{name: "root", rung: "rung 0: namespaces of root, overlay"},
 		{name: "root-tree", rung: "rung 0: namespaces of root, a private tree", flags: []string{"--isolation=tree"}},
+		{name: "pod-without-host-users", rung: "rung 0: namespaces of root, overlay", podUser: true},
 		{name: "user-range", rung: "rung 0: user namespace with a range of ids, overlay", user: testenv.UserWithRange},
 		{name: "user-single", rung: "rung 1: user namespace with a single id, overlay", user: testenv.UserWithoutRange},
 		{name: "docker-root", rung: "rung 2: chroot", container: &testenv.Container{}},
@@ -185,6 +187,8 @@ func (w *placeWorld) run(t *testing.T, p place, volume, dockerfile string) teste
 	switch {
 	case p.container != nil:
 		uid, gid = int(p.container.UID), int(p.container.GID)
+	case p.podUser:
+		uid, gid = podIDs, podIDs
 	case p.user != "":
 		cred, _ := testenv.Credential(t, p.user)
 		uid, gid = int(cred.Uid), int(cred.Gid)
@@ -196,7 +200,7 @@ func (w *placeWorld) run(t *testing.T, p place, volume, dockerfile string) teste
 		t.Fatal(err)
 	}
 	if p.container == nil {
-		return onHost(t, argv, p.user)
+		return p.onHost(t, argv)
 	}
 	c := *p.container
 	c.Binds = []testenv.Bind{{Source: vol, Target: "/volume"}, {Source: w.dir, Target: "/places", ReadOnly: true}}
@@ -206,12 +210,15 @@ func (w *placeWorld) run(t *testing.T, p place, volume, dockerfile string) teste
 	return c.Run(t, argv...)
 }
 
-func onHost(t *testing.T, argv []string, user string) testenv.Result {
+// podIDs is where the ids of a pod with hostUsers: false begin.
+const podIDs = 200000
+
+func (p place) onHost(t *testing.T, argv []string) testenv.Result {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	if user == testenv.UserWithoutRange {
+	if p.user == testenv.UserWithoutRange {
 		cmd.Env[0] = "PATH=" + noHelpers
 	}
 	for _, v := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
@@ -219,9 +226,16 @@ func onHost(t *testing.T, argv []string, user string) testenv.Result {
 			cmd.Env = append(cmd.Env, v+"="+s)
 		}
 	}
-	if user != "" {
-		cred, _ := testenv.Credential(t, user)
+	switch {
+	case p.user != "":
+		cred, _ := testenv.Credential(t, p.user)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	case p.podUser:
+		ids := []syscall.SysProcIDMap{{HostID: podIDs, Size: 65536}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+			Credential: &syscall.Credential{}, // root inside
+		}
 	}
 	var out, shown strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &shown
