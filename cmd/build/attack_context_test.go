@@ -70,8 +70,11 @@ func TestAttackWritesToMounts(t *testing.T) {
 	attack(t, func(t *testing.T, a *arena) {
 		a.write("d/f", "mine")
 		before := fingerprint(t, a.dir+"/ctx")
+		if a.mode != "chroot" { // there it is a copy that may be written to
+			a.ok("FROM base\nRUN --mount=type=bind,target=/c touch /c/new 2>/dev/null && echo ' BREACH'; true\n")
+		}
 		a.ok(`FROM base
-RUN --mount=type=bind,target=/c touch /c/new 2>/dev/null && echo ' BREACH'; true
+RUN --mount=type=bind,target=/c touch /c/new 2>/dev/null; true
 RUN --mount=type=bind,rw,target=/c echo x > /c/d/f && touch /c/new && rm -rf /c/d && chmod 0 /c
 RUN --mount=type=bind,rw,source=d,target=/c echo x > /c/f && chmod 4777 /c/f
 RUN --mount=type=bind,rw,from=base,target=/c rm -rf /c/bin

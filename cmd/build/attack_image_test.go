@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"build/internal/testenv"
 )
 
 // C3, C7, C10, C9: an image whose /proc, /sys and /dev are links to the host, or to another place of its own.
@@ -52,6 +54,19 @@ func TestAttackSystemFiles(t *testing.T) {
 	})
 }
 
+// isUser1213 is a step that complains unless it is 12:13 and in no other group. With a single id only the supervisor says so.
+func (a *arena) isUser1213() string {
+	if a.single() {
+		return "RUN touch /dev/shm/mine && [ $(stat -c %u:%g /dev/shm/mine) = 12:13 ] || echo ' BREACH:' $(stat -c %u:%g /dev/shm/mine)\n"
+	}
+	return "RUN grep -q '^Uid:.12.12.12.12$' /proc/self/status && grep -q '^Groups:.13 $' /proc/self/status || grep ':' /proc/self/status | sed 's/^/ BREACH /'\n"
+}
+
+// single reports whether steps have a single id.
+func (a *arena) single() bool {
+	return strings.Contains(a.mode, "ids=single") || a.mode == "" && os.Geteuid() != 0 && !testenv.HasRange(a.t)
+}
+
 // B13, P4, C15, C14, C13, P12: who a step runs as. Files of the image that hang or exhaust whoever reads them, numbers that turn
 // into others, names that are numbers.
 func TestAttackUsers(t *testing.T) {
@@ -68,7 +83,7 @@ func TestAttackUsers(t *testing.T) {
 			a.write("f", "f")
 			a.refused("nobody", "FROM "+name+"\nUSER nobody\nRUN echo ' BREACH'\n")
 			a.refused("nobody", "FROM "+name+"\nCOPY --chown=nobody f /\n")
-			a.ok("FROM " + name + "\nUSER 12:13\nCOPY --chown=4:5 f /\nRUN grep -q '^Uid:.12.12.12.12$' /proc/self/status && grep -q '^Groups:.13 $' /proc/self/status || grep ':' /proc/self/status | sed 's/^/ BREACH /'\n")
+			a.ok("FROM " + name + "\nUSER 12:13\nCOPY --chown=4:5 f /\n" + a.isUser1213())
 		}
 		for _, user := range []string{"4294967296", "2147483648:0", "-1", "00", "0x0", "0:4294967296", "18446744073709551616", "+0", "1e1", "root:-1"} {
 			a.refused("", "FROM base\nUSER "+user+"\nRUN echo ' BREACH: "+user+" is' $(id)\n")
@@ -153,7 +168,7 @@ func TestAttackTriggers(t *testing.T) {
 			a.image(name, config{"Env": []string{"PATH=/bin"}, "OnBuild": []string{trigger}})
 			r := a.build("FROM "+name+"\nRUN [ ! -e /s ] || echo ' BREACH: /s'\n", "--offline")
 			a.noBreach(r)
-			if r.code == 0 {
+			if r.code == 0 && !(a.mode == "chroot" && strings.HasPrefix(trigger, "WORKDIR /proc")) { // a directory of the tree
 				t.Errorf("ONBUILD %q is carried out:\n%s", trigger, r.out)
 			}
 		}

@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 //	emptydir DIR                   the directory holds nothing (or does not exist)
 //	same FILE PATTERN FILE         PATTERN has one group, which matches the same in both files
 //
-// The condition [ids] holds for root and for users with a range of subordinate ids.
+// The condition [ids] holds for root and for users with a range of subordinate ids: users of a step are then real ones.
 //
 // $BUSYBOX and $DEBIAN name OCI layouts with a base image each, $BUILD_ROOT a store of the script's own.
 func TestScripts(t *testing.T) {
@@ -63,7 +63,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup:               setupScript,
 		Condition: func(cond string) (bool, error) {
-			if cond == "ids" { // what RUN needs
+			if cond == "ids" {
 				return os.Geteuid() == 0 || testenv.HasRange(t), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
