@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,17 @@ type keeperPlan struct {
 	Hands  []int // by mount: index of the file that a socket's listening end goes to, -1
 	Resolv []byte
 	Hosts  []byte
+	Groups int // how many files of control groups follow those of Hands, for the step to enter
+}
+
+// hands is how many files of sockets the keeper has.
+func (p *keeperPlan) hands() (n int) {
+	for _, h := range p.Hands {
+		if h >= 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // keeperResult is the keeper's last word.
@@ -102,7 +114,8 @@ type keeperRun struct {
 	root   *os.File
 	hands  []*os.File // ours
 	result keeperResult
-	heard  bool // the keeper has said its last word
+	heard  bool       // the keeper has said its last word
+	groups []*os.File // cgroup.procs of the step's groups; the caller's
 }
 
 func (k *keeperRun) close() {
@@ -127,7 +140,13 @@ func (k *keeperRun) prepare(spec *Spec) error {
 	p := &k.plan.Step
 	*p = plan{
 		Args: spec.Args, Env: environment(spec.Env, id.home), Dir: spec.Dir, UID: id.uid, GID: id.gid, Groups: id.groups,
-		Hostname: spec.Hostname, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits,
+		Hostname: spec.Hostname, ShmSize: spec.ShmSize, Rlimits: spec.Rlimits, CPUs: spec.CPUs,
+	}
+	if g := spec.Cgroups; g != nil {
+		k.groups, k.plan.Groups = g.Procs, len(g.Procs)
+		for i := range g.Procs {
+			p.Enter = append(p.Enter, initFirst+i)
+		}
 	}
 	if spec.Security == Insecure {
 		p.Insecure, p.KeepCaps = true, ^uint64(0)
@@ -180,7 +199,7 @@ func (k *keeperRun) start(stdin, stdout, stderr, sock *os.File) (*os.Process, er
 		}
 	}
 	return os.StartProcess(initExePath, []string{argKeeper}, &os.ProcAttr{
-		Dir: "/", Env: initEnv, Files: append(files, k.hands...), Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: "/", Env: initEnv, Files: slices.Concat(files, k.hands, k.groups), Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 }
 

@@ -35,6 +35,9 @@ func enter() error {
 		return setupError("read the plan", err)
 	}
 	unix.Umask(0o022)
+	if err := enterGroups(p); err != nil {
+		return err
+	}
 	if err := defaultOOMScore(); err != nil {
 		return setupError("set oom_score_adj", err)
 	}

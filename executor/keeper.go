@@ -196,6 +196,10 @@ func (k *keeper) start(sock *os.File) error {
 		k.files = append(k.files, os.NewFile(uintptr(fd), "stdio"))
 	}
 	k.files = append(k.files, sock, planFile, os.NewFile(initRoot, "root"), os.NewFile(initExe, "exe"))
+	for i := range k.plan.Groups {
+		fd := initFirst + k.plan.hands() + i
+		k.files = append(k.files, os.NewFile(uintptr(fd), "cgroup.procs"))
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.ended.Load() {
