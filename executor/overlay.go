@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLowers is the kernel's limit. Deep chains are slow long before it; whoever builds the Spec merges them.
-const maxLowers = 500
+// MaxLowers is how many lower directories the kernel takes. Whoever builds the Spec merges deeper chains.
+const MaxLowers = 500
 
 // mountRoot returns a descriptor of the root filesystem as a detached mount: it is attached nowhere, and gone when the last
 // descriptor is.
@@ -126,8 +126,8 @@ func openLayers(o Overlay) (*layerFDs, error) {
 }
 
 func (l *layerFDs) open(o Overlay) error {
-	if len(o.Lower) > maxLowers {
-		return fmt.Errorf("%d lower layers, the kernel takes %d", len(o.Lower), maxLowers)
+	if len(o.Lower) > MaxLowers {
+		return fmt.Errorf("%d lower layers, the kernel takes %d", len(o.Lower), MaxLowers)
 	}
 	open := func(path string) (int, error) {
 		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -286,8 +286,9 @@ type stand struct {
 	root executor.Root
 }
 
+// begin makes a chain ready. One that is too deep for an overlay becomes a private tree as well.
 func (n *inside) begin(ctx context.Context, chain []digest.Digest) (*stand, error) {
-	if n.root == RootTree {
+	if n.root == RootTree || len(chain) > executor.MaxLowers {
 		t, err := n.layers.BeginTree(ctx, chain)
 		if err != nil {
 			return nil, err
