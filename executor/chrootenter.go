@@ -131,7 +131,7 @@ func watch(p *plan) error {
 	if len(p.Watch) == 0 {
 		return nil
 	}
-	fd, err := installWatch(p.Watch)
+	fd, err := bpf.Listen(p.Watch)
 	if err == nil {
 		report(message{Watched: true}, fd)
 		return setupError("start the step", unix.Close(fd))

@@ -71,18 +71,6 @@ func watchFilter(names, withDirectory []string) ([]unix.SockFilter, error) {
 	return a.Assemble()
 }
 
-// installWatch installs a filter on the calling thread and returns its listener. A signal does not interrupt a call that the
-// listener has taken, where the kernel can do that (5.19): the call would be made twice.
-func installWatch(filter []unix.SockFilter) (int, error) {
-	for _, flags := range []uintptr{unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER} {
-		fd, err := bpf.Install(filter, flags)
-		if err != unix.EINVAL {
-			return fd, err
-		}
-	}
-	return -1, unix.EINVAL
-}
-
 // What x/sys does not have (linux/seccomp.h).
 const (
 	ioctlNotifValid = 0x40082102 // SECCOMP_IOCTL_NOTIF_ID_VALID

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"build/internal/bpf"
 	"build/internal/fakeroot"
 	"build/internal/owner"
 )
@@ -110,7 +111,7 @@ func installSupervised(p *plan) error {
 	if len(p.OwnersFilter) == 0 {
 		return nil
 	}
-	fd, err := fakeroot.Install(p.OwnersFilter)
+	fd, err := bpf.Listen(p.OwnersFilter)
 	if err != nil && !p.Recorded {
 		return nil // chown to ids outside of the range is then refused by the kernel, with its own words
 	}

@@ -279,7 +279,7 @@ func (p *prober) filters() {
 			p.try("no_new_privs", err)
 		}
 	}
-	p.try("seccomp notification", installListener())
+	p.try("seccomp notification", tryListener())
 	filter, err := sandboxFilter()
 	if err == nil {
 		_, err = bpf.Install(filter, 0)
@@ -287,16 +287,13 @@ func (p *prober) filters() {
 	p.try("seccomp filter", err)
 }
 
-// installListener installs a filter that lets everything pass and has a listener.
-func installListener() error {
-	filter := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
-	prog := unix.SockFprog{Len: 1, Filter: &filter[0]}
-	fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(filter)
-	if errno == 0 {
-		unix.Close(int(fd))
+// tryListener installs a program that lets everything pass and has a listener.
+func tryListener() error {
+	fd, err := bpf.Listen([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}})
+	if err == nil {
+		unix.Close(fd)
 	}
-	return nilErrno(errno)
+	return err
 }
 
 func nilErrno(errno syscall.Errno) error {

@@ -181,3 +181,17 @@ func Install(program []unix.SockFilter, flags uintptr) (int, error) {
 	}
 	return int(r), nil
 }
+
+// Listen installs a program with a listener, whose descriptor it returns: calls for which the program returns
+// SECCOMP_RET_USER_NOTIF wait there for an answer. EBUSY means that a program in front of this process has a listener already: the
+// kernel allows one.
+//
+// From 5.19 on a signal that does not kill waits until the call is answered. Before, it interrupts the call, which is then made
+// a second time: a mkdir could find its own directory.
+func Listen(program []unix.SockFilter) (listener int, err error) {
+	fd, err := Install(program, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+	if err == unix.EINVAL {
+		fd, err = Install(program, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
+	}
+	return fd, err
+}

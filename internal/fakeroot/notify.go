@@ -7,8 +7,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"build/internal/bpf"
 )
 
 // The kernel's structures, of linux/seccomp.h. x/sys has their numbers only.
@@ -41,20 +39,6 @@ type addFD struct {
 	srcFD      uint32
 	newFD      uint32
 	newFDFlags uint32
-}
-
-// Install puts a filter made by Filter in front of the system calls of the calling thread and of all that it will start, and
-// returns the descriptor to give to Start. The thread needs CAP_SYS_ADMIN in its user namespace. EBUSY means that a filter in
-// front of this process has a listener already: the kernel allows one.
-//
-// From 5.19 on a signal that does not kill waits until the call is answered. Before, it interrupts the call, which is then made
-// a second time: a mkdir could find its own directory.
-func Install(filter []unix.SockFilter) (listener int, err error) {
-	fd, err := bpf.Install(filter, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
-	if err == unix.EINVAL {
-		fd, err = bpf.Install(filter, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
-	}
-	return fd, err
 }
 
 // checkSizes refuses a kernel whose structures are larger than ours, which it would write past.
