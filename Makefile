@@ -37,7 +37,7 @@ test: setup check build test-root $(if $(ROOT),test-user)
 
 # The tests of whole programs run without the race detector, which measures itself there. Attacks are tried on every rung.
 WHOLE   = ^Test(Real|Places|Attack)
-ATTACKS = ^TestAttack(FromStep|Users|MountSources|RaceOfMounts|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
+ATTACKS = ^TestAttack(FromStep|Users|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
 
 test-root:
 	$(GO) test -race -timeout 40m -skip '$(WHOLE)' ./...
