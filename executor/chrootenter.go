@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -13,28 +12,13 @@ import (
 
 // enterInit is a step's first process in a chroot: it takes the tree for its root, becomes the user, gives up what a step may
 // not have, and becomes the command. Its socket leads to the keeper.
-func enterInit() {
-	err := enter()
-	m := message{}
-	var exit *ExitError
-	if errors.As(err, &exit) {
-		m.Exit = exit
-	} else {
-		errors.As(setupError("start the step", err), &m.Setup)
-	}
-	report(m)
-	os.Exit(1)
-}
+func enterInit() { giveUp(enter()) }
 
 func enter() error {
-	if err := unix.CloseRange(initSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return setupError("protect inherited files", err)
+	p, err := begin()
+	if err != nil {
+		return err
 	}
-	p := &plan{}
-	if err := readPlan(p); err != nil {
-		return setupError("read the plan", err)
-	}
-	unix.Umask(0o022)
 	if err := enterGroups(p); err != nil {
 		return err
 	}

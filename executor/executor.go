@@ -8,7 +8,7 @@
 // has CAP_SYS_ADMIN in the user namespace whose ids the files have (see internal/userns). It refuses what it cannot isolate;
 // it never runs a command with less than was asked.
 //
-// Where the machine allows neither (Means.Chroot), a step is confined by chroot, Landlock and a filter, and what would be
+// Where the machine allows neither namespaces nor mounts (Means.Chroot), a step is confined by chroot, Landlock and a filter, and what would be
 // mounted is moved and copied: see chroot.go.
 //
 // Reading order: Spec, Run (run.go), stepInit (init.go).

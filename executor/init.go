@@ -46,8 +46,10 @@ func init() {
 
 // stepInit is the first process of a step, alone in its new namespaces. Credentials, capabilities and filters belong to
 // threads, and the thread that executes the command is the one whose count: the first, on which all initialization runs.
-func stepInit() {
-	err := runInit()
+func stepInit() { giveUp(runInit()) }
+
+// giveUp tells why this process could not become the command, and ends.
+func giveUp(err error) {
 	m := message{}
 	var exit *ExitError
 	if errors.As(err, &exit) {
@@ -59,15 +61,24 @@ func stepInit() {
 	os.Exit(1)
 }
 
-func runInit() error {
+// begin is what every first process of a step does first.
+func begin() (*plan, error) {
 	if err := unix.CloseRange(initSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return setupError("protect inherited files", err)
+		return nil, setupError("protect inherited files", err)
 	}
 	p := &plan{}
 	if err := readPlan(p); err != nil {
-		return setupError("read the plan", err)
+		return nil, setupError("read the plan", err)
 	}
 	unix.Umask(0o022)
+	return p, nil
+}
+
+func runInit() error {
+	p, err := begin()
+	if err != nil {
+		return err
+	}
 	if err := prepareProcess(p); err != nil {
 		return err
 	}

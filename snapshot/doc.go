@@ -6,6 +6,8 @@
 //     identity (diffID), so a plain tar is a blob like any other.
 //   - Its directory is the unpacked tree, fit to be a lower layer of an overlay.
 //
+// Where there is no overlay a command changes a PrivateTree instead, a directory with all layers of a chain.
+//
 // Any form can exist without the others and is made from another one only when something needs it. A pulled layer's blob is
 // authoritative and its directory a copy; a layer made here is written once, as a deterministic plain tar, in the same pass
 // that makes its index and its digest, and is compressed later, beside the build.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"build/internal/testenv"
 )
 
 // P9, P8: a Dockerfile and an ignore file that lead out of the context, or hang or exhaust whoever reads them.
@@ -276,10 +278,7 @@ func TestAttackDownloads(t *testing.T) {
 
 // B8, B9, M3, P8, M17: contexts from git. There is no git program, so options in a URL are names of branches that do not exist.
 func TestAttackGitContext(t *testing.T) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("program git, to make a repository with")
-	}
+	git := testenv.Tool(t, "git")
 	attack(t, func(t *testing.T, a *arena) {
 		repo := a.dir + "/r.git"
 		do := func(args ...string) {

@@ -5,7 +5,8 @@
 // A record lives in an extended attribute of the file, so that it follows the file through rename, hard link and copy-up, and is
 // there after a crash. Symbolic links, fifos and sockets cannot carry attributes of users; theirs are in a table by inode (Nodes).
 //
-// The package decides nothing: which owner a file should have, and when a record counts, is its callers' business.
+// Which owners can stand on disk, and when a record counts, is a Map's to say; which owner a file should have is its callers'
+// business.
 package owner
 
 import (

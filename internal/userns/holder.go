@@ -82,8 +82,8 @@ func holder(mode string, handlers map[string]Handler) {
 	}
 	s := &server{conn: c, handlers: handlers, cancel: map[uint64]context.CancelFunc{}}
 	s.serve()
-	if mode != argHolder {
-		sweep()
+	if mode == argShared {
+		sweep() // not without namespaces: what is left there has caches to put back and secrets to remove, and ends by itself
 	}
 	os.Exit(0) // the kernel now kills whatever is left in our pid namespace
 }

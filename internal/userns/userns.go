@@ -2,8 +2,9 @@
 // open to this user (Candidates), starts a second copy of the program there (Start) and lets the first call functions of
 // the second (Holder.Call, Reentry).
 //
-// The second copy is called the holder. It is process 1 of a pid namespace of its own, so that its death, however it
-// comes about, ends every process it started; and it ends when the process that started it does. It runs in a session
+// The second copy is called the holder. It is process 1 of a pid namespace of its own where that can be had, so that its death,
+// however it comes about, ends every process it started; elsewhere those who start steps see to that (see package executor). It
+// ends when the process that started it does. It runs in a session
 // of its own: a terminal's Ctrl-C reaches only the front process, which decides what to cancel.
 //
 // The package knows nothing of layers and steps: methods are names, arguments JSON and open files. It refuses to pick a
