@@ -97,9 +97,8 @@ func (d *Diagnosis) ways(tried []userns.Tried) {
 	}
 	for _, t := range tried {
 		var e *userns.Error
-		if errors.As(t.Err, &e) && (open || t.Plan.IDs == userns.IDsSingle) {
+		if errors.As(t.Err, &e) && (d.Advice == nil || !open && t.Plan.IDs == userns.IDsSingle) {
 			d.Advice = adviceFor(e.Obstacle)
-			return
 		}
 	}
 }
