@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
@@ -11,17 +13,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flip exchanges two paths until the file stop exists, or some seconds have passed: an attacker's side of a race.
+// flip exchanges two paths until the file stop exists, or some seconds have passed: an attacker's side of a race. A path may be
+// gone for a moment, where the build replaces what is there; one that never exchanged anything attacked nothing, which is an error.
 func flip(a, b, stop string) error {
+	flips := 0
 	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); {
 		for range 200 {
-			if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil {
+			err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+			if err == nil {
+				flips++
+			} else if !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
 		if _, err := os.Stat(stop); err == nil {
-			return nil
+			break
 		}
+	}
+	if flips == 0 {
+		return fmt.Errorf("%s and %s were never exchanged", a, b)
 	}
 	return nil
 }
