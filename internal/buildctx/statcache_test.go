@@ -247,9 +247,11 @@ func digests(t *testing.T, dir, cache string) (map[string][32]byte, *countingCac
 
 func TestStatCacheIsUsedAndNotFooled(t *testing.T) {
 	cache := filepath.Join(t.TempDir(), "cache")
+	began := time.Now()
 	dir := files(t, map[string]string{"a": "one", "b": "two", "d/c": "three"})
 	first, c := digests(t, dir, cache)
-	if c.hits != 0 || c.puts != 0 {
+	// On a machine that is busy they may have grown old in between.
+	if young := time.Since(began) < fineGrain; c.hits != 0 || c.puts != 0 && young {
 		t.Errorf("%d hits, %d puts for files that were just written", c.hits, c.puts)
 	}
 	old := time.Now().Add(-time.Hour)
