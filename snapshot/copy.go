@@ -139,14 +139,17 @@ func (it *item) hash(h hash.Hash) {
 	b = binary.AppendUvarint(b, uint64(len(it.name)))
 	b = append(b, it.name...)
 	b = binary.AppendUvarint(b, uint64(len(it.entries)))
-	_, _ = h.Write(b) // a hash never fails
 	if it.top().Type != tree.Dir {
-		tree.HashEntry(h, it.name, &it.top().Entry)
+		_, _ = h.Write(tree.AppendHash(b, it.name, &it.top().Entry)) // a hash never fails
 		return
 	}
 	for i := range it.entries[1:] {
 		c := &it.entries[1+i]
-		tree.HashEntry(h, it.rel(c), &c.Entry)
+		if len(b) > hashBatch {
+			_, _ = h.Write(b)
+			b = b[:0]
+		}
+		b = tree.AppendHash(b, it.rel(c), &c.Entry)
 		link := c.Hardlink
 		if len(link) > len(it.path) && it.path != "" {
 			link = link[len(it.path)+1:]
@@ -155,11 +158,15 @@ func (it *item) hash(h hash.Hash) {
 		if c.delayed {
 			mark = 1
 		}
-		b = append(b[:0], mark)
+		b = append(b, mark)
 		b = binary.AppendUvarint(b, uint64(len(link)))
-		_, _ = h.Write(append(b, link...))
+		b = append(b, link...)
 	}
+	_, _ = h.Write(b)
 }
+
+// hashBatch is how many bytes are gathered before they are hashed.
+const hashBatch = 16 << 10
 
 // digestBatch is how many files a worker takes at a time: most digests come from a cache and cost next to nothing.
 const digestBatch = 128

@@ -188,6 +188,9 @@ func (s *Selection) find(ctx context.Context, src Source, name string, include [
 		return it, nil
 	}
 	if len(include) == 0 && len(s.spec.Exclude) == 0 {
+		if c, ok := src.(interface{ Count(path string) int }); ok { // else growing costs more than finding
+			it.entries = make([]chosen, 0, c.Count(real))
+		}
 		for e, err := range src.Walk(real) {
 			if err == nil {
 				err = ctx.Err()

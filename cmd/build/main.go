@@ -20,5 +20,6 @@ func main() {
 	if build.Reentry() {
 		return
 	}
+	collectLate()
 	os.Exit(newApp(os.Args).run())
 }

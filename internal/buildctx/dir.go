@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"sort"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -37,6 +36,7 @@ type Dir struct {
 	mu    sync.Mutex
 	lists map[string]*listing
 	lone  map[string]*node // looked at without their directory
+	ahead map[string]int   // directories below which all was read at once, with the number of entries
 }
 
 // OpenDir opens a directory. Nothing but the ignore file is read until it is asked for.
@@ -45,7 +45,7 @@ func OpenDir(dir string, o DirOptions) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %w", err)
 	}
-	d := &Dir{root: r, cache: o.StatCache, lists: map[string]*listing{}, lone: map[string]*node{}}
+	d := &Dir{root: r, cache: o.StatCache, lists: map[string]*listing{}, lone: map[string]*node{}, ahead: map[string]int{}}
 	if !o.NoIgnore {
 		if d.ignore, err = loadIgnore(dir, o.IgnoreFile); err != nil {
 			r.close()
@@ -82,7 +82,47 @@ func (d *Dir) Lstat(path string) (tree.Entry, bool, error) {
 	if n == nil || err != nil {
 		return tree.Entry{}, false, err
 	}
-	return d.entry(path, n), true, nil
+	e, err := d.whole(n)
+	return e, err == nil, err
+}
+
+// whole is the entry of a node with the extended attributes that a directory has, which reading what is above it does not show.
+func (d *Dir) whole(n *node) (tree.Entry, error) {
+	if n.kind != tree.Dir {
+		return d.entry(n.path, n), nil
+	}
+	d.mu.Lock()
+	l := d.lists[n.path]
+	d.mu.Unlock()
+	if l == nil || !l.loaded.Load() || l.err != nil {
+		fd, err := d.root.open(tree.Parent(n.path), unix.O_PATH|unix.O_DIRECTORY)
+		if absent(err) {
+			return d.entry(n.path, n), nil // who reads it will hear of it
+		}
+		if err != nil {
+			return tree.Entry{}, d.root.error("open", tree.Parent(n.path), err)
+		}
+		defer unix.Close(fd)
+		list, err := d.xattrs(fd, baseOrDot(n.path), tree.Parent(n.path))
+		return d.dirEntry(n, list), err
+	}
+	return d.dirEntry(n, l.xattrs), nil
+}
+
+func (d *Dir) dirEntry(n *node, xattrs []tree.Xattr) tree.Entry {
+	e := d.entry(n.path, n)
+	if d.facts[n.path] == nil {
+		e.Xattrs = xattrs
+	}
+	return e
+}
+
+// baseOrDot is the name of an entry in the directory it is in; the root is in itself.
+func baseOrDot(path string) string {
+	if path == "" {
+		return "."
+	}
+	return tree.Base(path)
 }
 
 // lookup returns the node of a path, nil when there is none or it is ignored.
@@ -116,10 +156,10 @@ func (d *Dir) find(path string) (*node, verdict, error) {
 		if n == nil {
 			return nil, verdict{}, nil
 		}
-		return n, n.verdict, nil
+		return n, n.verdict(), nil
 	}
 	if n != nil {
-		return n, n.verdict, nil
+		return n, n.verdict(), nil
 	}
 	v, err := d.ignore.judgeAll(path)
 	if err != nil {
@@ -128,11 +168,13 @@ func (d *Dir) find(path string) (*node, verdict, error) {
 	if n, err = d.look(path); n == nil || err != nil {
 		return nil, v, err
 	}
-	n.verdict = v
+	if d.ignore != nil {
+		n.more().verdict = v
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if old := d.lone[path]; old != nil {
-		return old, old.verdict, nil
+		return old, old.verdict(), nil
 	}
 	d.lone[path] = n
 	return n, v, nil
@@ -148,12 +190,8 @@ func (d *Dir) look(path string) (*node, error) {
 		return nil, d.root.error("open", tree.Parent(path), err)
 	}
 	defer unix.Close(parent)
-	n := &node{name: tree.Base(path)}
-	name := n.name
-	if name == "" {
-		name = "."
-	}
-	ok, err := d.fill(n, parent, name, tree.Parent(path))
+	n := &node{path: path}
+	ok, err := d.fill(n, parent, baseOrDot(path), tree.Parent(path))
 	if !ok || err != nil {
 		return nil, err
 	}
@@ -166,31 +204,36 @@ func (d *Dir) ReadDir(path string) ([]tree.Entry, error) {
 	if n == nil || err != nil || n.kind != tree.Dir {
 		return nil, err
 	}
-	l, err := d.list(path, n.verdict)
+	l, err := d.list(path, n.verdict())
 	if err != nil {
 		return nil, err
 	}
 	out := make([]tree.Entry, 0, len(l.nodes))
 	for i := range l.nodes {
 		n := &l.nodes[i]
-		child := tree.Join(path, n.name)
-		ok, err := d.shown(child, n)
+		ok, err := d.shown(n)
 		if err != nil {
 			return nil, err
 		}
-		if ok {
-			out = append(out, d.entry(child, n))
+		if !ok {
+			continue
 		}
+		e, err := d.whole(n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
 	}
 	return out, nil
 }
 
 // shown reports whether an entry is part of the context: it is not ignored, or something below it is not.
-func (d *Dir) shown(path string, n *node) (bool, error) {
-	if !n.verdict.out {
+func (d *Dir) shown(n *node) (bool, error) {
+	v := n.verdict()
+	if !v.out {
 		return true, nil
 	}
-	return d.includesBelow(path, n.verdict)
+	return d.includesBelow(n.path, v)
 }
 
 // includesBelow reports whether an ignored directory has something below it that is not ignored.
@@ -207,7 +250,7 @@ func (d *Dir) includesBelow(path string, v verdict) (bool, error) {
 	}
 	result := int32(-1)
 	for i := range l.nodes {
-		ok, err := d.shown(tree.Join(path, l.nodes[i].name), &l.nodes[i])
+		ok, err := d.shown(&l.nodes[i])
 		if err != nil {
 			return false, err
 		}
@@ -218,6 +261,15 @@ func (d *Dir) includesBelow(path string, v verdict) (bool, error) {
 	}
 	l.includes.Store(result)
 	return result > 0, nil
+}
+
+// Count returns how many entries Walk can yield at most, for who wants to make room. It reads all there is below path.
+func (d *Dir) Count(path string) int {
+	n, err := d.lookup(path)
+	if n == nil || err != nil || n.kind != tree.Dir {
+		return 1
+	}
+	return 1 + d.readAhead(path, n.verdict())
 }
 
 // Walk yields the entry at path and everything below it, in path order. Further names of a hard-linked file name the
@@ -234,9 +286,9 @@ func (d *Dir) Walk(path string) iter.Seq2[tree.Entry, error] {
 		}
 		w := walk{d: d, yield: yield}
 		if n.kind == tree.Dir {
-			d.readAhead(path, n.verdict)
+			d.readAhead(path, n.verdict())
 		}
-		w.visit(path, n)
+		w.visit(n)
 	}
 }
 
@@ -248,57 +300,62 @@ type walk struct {
 }
 
 // visit yields a node and what is below it. It returns false when the walk is over.
-func (w *walk) visit(path string, n *node) bool {
-	e := w.d.entry(path, n)
-	if n.kind == tree.File && n.nlink > 1 {
-		id := [2]uint64{n.stat.dev, n.stat.ino}
-		if first, ok := w.first[id]; ok {
-			e.Hardlink = first
-		} else {
-			if w.first == nil {
-				w.first = map[[2]uint64]string{}
-			}
-			w.first[id] = path
-		}
-	}
-	if !w.yield(e, nil) {
-		return false
-	}
+func (w *walk) visit(n *node) bool {
 	if n.kind != tree.Dir {
-		return true
+		e := w.d.entry(n.path, n)
+		if n.shared {
+			e.Hardlink = w.named(n)
+		}
+		return w.yield(e, nil)
 	}
-	l, err := w.d.list(path, n.verdict)
+	l, err := w.d.list(n.path, n.verdict())
 	if err != nil {
 		w.yield(tree.Entry{}, err)
 		return false
 	}
+	if !w.yield(w.d.dirEntry(n, l.xattrs), nil) {
+		return false
+	}
 	for i := range l.nodes {
 		child := &l.nodes[i]
-		below := tree.Join(path, child.name)
-		ok, err := w.d.shown(below, child)
+		ok, err := w.d.shown(child)
 		if err != nil {
 			w.yield(tree.Entry{}, err)
 			return false
 		}
-		if ok && !w.visit(below, child) {
+		if ok && !w.visit(child) {
 			return false
 		}
 	}
 	return true
 }
 
+// named returns the name under which the walk met a file before; "" the first time.
+func (w *walk) named(n *node) string {
+	id := [2]uint64{n.stat.dev, n.stat.ino}
+	first, ok := w.first[id]
+	if !ok {
+		if w.first == nil {
+			w.first = map[[2]uint64]string{}
+		}
+		w.first[id] = n.path
+	}
+	return first
+}
+
 // listing is the content of one directory, but for what is ignored for certain.
 type listing struct {
 	once     sync.Once
 	loaded   atomic.Bool
-	nodes    []node // sorted by name
+	nodes    []node       // sorted by name
+	xattrs   []tree.Xattr // of the directory itself
 	err      error
 	includes atomic.Int32 // whether anything in it is not ignored: 1 yes, -1 no, 0 not known yet
 }
 
 func (l *listing) named(name string) *node {
-	i := sort.Search(len(l.nodes), func(i int) bool { return strings.Compare(l.nodes[i].name, name) >= 0 })
-	if i < len(l.nodes) && l.nodes[i].name == name {
+	i := sort.Search(len(l.nodes), func(i int) bool { return tree.Base(l.nodes[i].path) >= name })
+	if i < len(l.nodes) && tree.Base(l.nodes[i].path) == name {
 		return &l.nodes[i]
 	}
 	return nil
@@ -314,7 +371,7 @@ func (d *Dir) list(path string, v verdict) (*listing, error) {
 	}
 	d.mu.Unlock()
 	l.once.Do(func() {
-		l.nodes, l.err = d.readDir(path, v)
+		l.err = d.readDir(l, path, v)
 		l.loaded.Store(true)
 	})
 	return l, l.err
@@ -326,4 +383,5 @@ func (d *Dir) forget(path string) {
 	defer d.mu.Unlock()
 	delete(d.lone, path)
 	delete(d.lists, tree.Parent(path))
+	clear(d.ahead)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,8 @@ type scratch struct {
 // dirent is one name in a directory.
 type dirent struct {
 	name string
-	kind byte // DT_…
+	path string // ends in name
+	kind byte   // DT_…
 }
 
 var scratches = sync.Pool{New: func() any { return &scratch{buf: make([]byte, 32<<10)} }}
@@ -39,8 +41,11 @@ const (
 
 var errDirent = errors.New("the kernel returned a malformed directory entry")
 
-// read fills names with what is in the directory at fd, sorted. The names stay valid; the slice does not.
-func (s *scratch) read(fd int) error {
+// read fills names with what is in the directory at fd, whose path is dir, sorted. The strings stay valid; the slice does not.
+func (s *scratch) read(fd int, dir string) error {
+	if dir != "" {
+		dir += "/"
+	}
 	s.names, s.text, s.ends = s.names[:0], s.text[:0], s.ends[:0]
 	for {
 		n, err := retry(func() (int, error) { return unix.Getdents(fd, s.buf) })
@@ -64,14 +69,15 @@ func (s *scratch) read(fd int) error {
 			if string(name) == "." || string(name) == ".." || kind == unix.DT_SOCK {
 				continue
 			}
-			s.text = append(s.text, name...)
+			s.text = append(append(s.text, dir...), name...)
 			s.ends = append(s.ends, len(s.text))
 			s.names = append(s.names, dirent{kind: kind})
 		}
 	}
 	all, from := string(s.text), 0 // one allocation for all names
 	for i, end := range s.ends {
-		s.names[i].name = all[from:end]
+		s.names[i].path = all[from:end]
+		s.names[i].name = all[from+len(dir) : end]
 		from = end
 	}
 	slices.SortFunc(s.names, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
@@ -81,8 +87,15 @@ func (s *scratch) read(fd int) error {
 // maxReaders bounds the goroutines that read directories ahead.
 const maxReaders = 8
 
-// readAhead reads a directory and all directories below it, in parallel. Errors wait in the listings.
-func (d *Dir) readAhead(path string, v verdict) {
+// readAhead reads a directory and all directories below it, in parallel, once. Errors wait in the listings. It returns how many
+// entries there are at most.
+func (d *Dir) readAhead(path string, v verdict) int {
+	d.mu.Lock()
+	known, done := d.ahead[path]
+	d.mu.Unlock()
+	if done {
+		return known
+	}
 	q := &queue{todo: []task{{path, v}}}
 	q.more.L = &q.mu
 	workers := min(runtime.GOMAXPROCS(0), maxReaders)
@@ -92,6 +105,11 @@ func (d *Dir) readAhead(path string, v verdict) {
 	}
 	q.work(d)
 	wg.Wait()
+	n := int(q.found.Load())
+	d.mu.Lock()
+	d.ahead[path] = n
+	d.mu.Unlock()
+	return n
 }
 
 // task is a directory to be read.
@@ -100,50 +118,76 @@ type task struct {
 	v    verdict
 }
 
-// queue holds the directories that are still to be read.
+// queue holds directories that are still to be read by whoever has nothing to do. What a worker finds it keeps for itself as
+// long as all others are busy, so that they seldom meet.
 type queue struct {
-	mu   sync.Mutex
-	more sync.Cond
-	todo []task
-	busy int
+	mu      sync.Mutex
+	more    sync.Cond
+	todo    []task
+	busy    int
+	waiting atomic.Int32
+	found   atomic.Int64 // entries
 }
 
 // work reads directories until there are none left and nobody is about to find more.
 func (q *queue) work(d *Dir) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	for {
-		for len(q.todo) == 0 {
-			if q.busy == 0 {
-				q.more.Broadcast()
-				return
-			}
-			q.more.Wait()
+		t, ok := q.take()
+		if !ok {
+			return
 		}
-		t := q.todo[len(q.todo)-1]
-		q.todo = q.todo[:len(q.todo)-1]
-		q.busy++
-		q.mu.Unlock()
-		below := d.subdirs(t)
+		for own := []task{t}; len(own) > 0; {
+			t, own = own[len(own)-1], own[:len(own)-1]
+			own = q.subdirs(d, t, own)
+			if len(own) > 1 && q.waiting.Load() > 0 {
+				own = q.share(own)
+			}
+		}
 		q.mu.Lock()
 		q.busy--
-		q.todo = append(q.todo, below...)
-		if len(below) > 0 || q.busy == 0 {
-			q.more.Broadcast()
-		}
+		q.mu.Unlock()
+		q.more.Broadcast()
 	}
 }
 
-// subdirs reads a directory and returns the directories in it.
-func (d *Dir) subdirs(t task) []task {
+// take waits for a directory to read; false when there will be no more.
+func (q *queue) take() (task, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting.Add(1)
+	defer q.waiting.Add(-1)
+	for len(q.todo) == 0 {
+		if q.busy == 0 {
+			return task{}, false
+		}
+		q.more.Wait()
+	}
+	t := q.todo[len(q.todo)-1]
+	q.todo = q.todo[:len(q.todo)-1]
+	q.busy++
+	return t, true
+}
+
+// share gives the half of own that is higher up in the tree to others and returns the rest.
+func (q *queue) share(own []task) []task {
+	half := len(own) / 2
+	q.mu.Lock()
+	q.todo = append(q.todo, own[:half]...)
+	q.mu.Unlock()
+	q.more.Broadcast()
+	return append(own[:0], own[half:]...)
+}
+
+// subdirs reads a directory and appends the directories in it.
+func (q *queue) subdirs(d *Dir, t task, below []task) []task {
 	l, err := d.list(t.path, t.v)
 	if err != nil {
-		return nil
+		return below
 	}
-	var below []task
+	q.found.Add(int64(len(l.nodes)))
 	for i := range l.nodes {
 		if n := &l.nodes[i]; n.kind == tree.Dir {
-			below = append(below, task{tree.Join(t.path, n.name), n.verdict})
+			below = append(below, task{n.path, n.verdict()})
 		}
 	}
 	return below

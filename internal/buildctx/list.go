@@ -20,18 +20,66 @@ type stat struct {
 	mtime, ctime unix.Timespec
 }
 
-// node is one entry of a directory.
+// node is one entry of a directory. A context may have a million: what few entries have is apart.
 type node struct {
-	name    string
-	kind    tree.Type
-	mode    uint32
-	nlink   uint64
+	path   string
+	kind   tree.Type
+	shared bool // a file with more names than this one
+	mode   uint32
+	stat   stat
+	rare   *rare         // nil: nothing of it
+	state  atomic.Uint32 // of sum: digestUnknown and so on
+	sum    [32]byte      // SHA-256 of a file's content, once known
+}
+
+// rare is what few nodes have.
+type rare struct {
 	rdev    uint64
-	stat    stat
 	link    string
 	xattrs  []tree.Xattr
-	verdict verdict
-	digest  atomic.Pointer[[32]byte] // of a file's content, once known
+	verdict verdict // of directories
+}
+
+// The states of a node's digest. It is written once.
+const (
+	digestUnknown = iota
+	digestWritten // just now, by somebody
+	digestKnown
+)
+
+func (n *node) digest() ([32]byte, bool) {
+	if n.state.Load() != digestKnown {
+		return [32]byte{}, false
+	}
+	return n.sum, true
+}
+
+func (n *node) setDigest(sum [32]byte) {
+	if n.state.CompareAndSwap(digestUnknown, digestWritten) {
+		n.sum = sum
+		n.state.Store(digestKnown)
+	}
+}
+
+// more is where what few nodes have is put.
+func (n *node) more() *rare {
+	if n.rare == nil {
+		n.rare = &rare{}
+	}
+	return n.rare
+}
+
+func (n *node) verdict() verdict {
+	if n.rare == nil {
+		return verdict{}
+	}
+	return n.rare.verdict
+}
+
+func (n *node) setXattrs(list []tree.Xattr) {
+	if list != nil || n.rare != nil {
+		n.more().xattrs = list
+	}
 }
 
 func (n *node) key() StatKey {
@@ -49,16 +97,17 @@ func statOf(st *unix.Stat_t) stat {
 func (d *Dir) entry(path string, n *node) tree.Entry {
 	e := tree.Entry{
 		Path: path, Type: n.kind, Mode: n.mode, ModTime: time.Unix(n.stat.mtime.Unix()),
-		Link: n.link, Xattrs: n.xattrs, Offset: -1,
+		Offset: -1,
 	}
-	switch n.kind {
-	case tree.File:
+	if n.kind == tree.File {
 		e.Size = n.stat.size
-		if sum := n.digest.Load(); sum != nil {
-			e.Digest = *sum
+		e.Digest, _ = n.digest()
+	}
+	if r := n.rare; r != nil {
+		e.Link, e.Xattrs = r.link, r.xattrs
+		if n.kind == tree.Char || n.kind == tree.Block {
+			e.Major, e.Minor = unix.Major(r.rdev), unix.Minor(r.rdev)
 		}
-	case tree.Char, tree.Block:
-		e.Major, e.Minor = unix.Major(n.rdev), unix.Minor(n.rdev)
 	}
 	if f := d.facts[path]; f != nil {
 		e.Type, e.Mode, e.UID, e.GID = f.Type, f.Mode, f.UID, f.GID
@@ -67,8 +116,8 @@ func (d *Dir) entry(path string, n *node) tree.Entry {
 	return e
 }
 
-// fill asks the kernel about a name in the directory at fd, which is dir. It returns false for what no image can hold (a
-// socket) and for what is not there.
+// fill asks the kernel about a name in the directory at fd, which is dir, but for the extended attributes of a directory. It
+// returns false for what no image can hold (a socket) and for what is not there.
 func (d *Dir) fill(n *node, fd int, name, dir string) (bool, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -79,30 +128,29 @@ func (d *Dir) fill(n *node, fd int, name, dir string) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, d.root.error("lstat", tree.Join(dir, n.name), err)
+		return false, d.root.error("lstat", n.path, err)
 	}
-	n.mode, n.nlink, n.rdev, n.stat = st.Mode&07777, uint64(st.Nlink), uint64(st.Rdev), statOf(&st)
+	n.mode, n.stat = st.Mode&07777, statOf(&st)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		n.kind = tree.File
+		n.kind, n.shared = tree.File, st.Nlink > 1
 		return true, d.fillFile(n, fd, name, dir)
 	case unix.S_IFDIR:
 		n.kind = tree.Dir
-		n.xattrs, err = d.xattrs(fd, name, dir)
-		return true, err
+		return true, nil
 	case unix.S_IFLNK:
 		n.kind = tree.Symlink
-		if n.link, err = readlink(fd, name, st.Size); err != nil {
+		if n.more().link, err = readlink(fd, name, st.Size); err != nil {
 			if err == unix.EINVAL || absent(err) { // it was replaced since
-				return false, &ChangedError{Path: d.root.full(tree.Join(dir, n.name))}
+				return false, &ChangedError{Path: d.root.full(n.path)}
 			}
-			return false, d.root.error("readlink", tree.Join(dir, n.name), err)
+			return false, d.root.error("readlink", n.path, err)
 		}
 		return true, nil
 	case unix.S_IFCHR:
-		n.kind = tree.Char
+		n.kind, n.more().rdev = tree.Char, uint64(st.Rdev)
 	case unix.S_IFBLK:
-		n.kind = tree.Block
+		n.kind, n.more().rdev = tree.Block, uint64(st.Rdev)
 	case unix.S_IFIFO:
 		n.kind = tree.Fifo
 	default:
@@ -112,16 +160,17 @@ func (d *Dir) fill(n *node, fd int, name, dir string) (bool, error) {
 }
 
 // fillFile adds what the stat cache knows about a file. Xattrs change the ctime, so a hit also says whether there are any.
-func (d *Dir) fillFile(n *node, fd int, name, dir string) (err error) {
+func (d *Dir) fillFile(n *node, fd int, name, dir string) error {
 	if d.cache != nil {
 		if known, ok := d.cache.Get(n.key()); ok {
-			n.digest.Store(&known.Digest)
+			n.setDigest(known.Digest)
 			if !known.Xattrs {
 				return nil
 			}
 		}
 	}
-	n.xattrs, err = d.xattrs(fd, name, dir)
+	list, err := d.xattrs(fd, name, dir)
+	n.setXattrs(list)
 	return err
 }
 
@@ -170,6 +219,14 @@ func (d *Dir) xattrsByOpening(path string) ([]tree.Xattr, error) {
 		return nil, d.root.error("open", path, err)
 	}
 	defer unix.Close(fd)
+	return d.xattrsOf(fd, path)
+}
+
+// xattrsOf is xattrs of what is open, and not for its path alone.
+func (d *Dir) xattrsOf(fd int, path string) ([]tree.Xattr, error) {
+	if d.facts != nil {
+		return nil, nil
+	}
 	return d.collect(func() string { return path },
 		func(dst []byte) (int, error) { return unix.Flistxattr(fd, dst) },
 		func(attr string, dst []byte) (int, error) { return unix.Fgetxattr(fd, attr, dst) })
@@ -239,48 +296,57 @@ func sized(buf []byte, call func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-// readDir reads a directory, given the verdict on it.
-func (d *Dir) readDir(path string, v verdict) ([]node, error) {
+// readDir reads a directory into l, given the verdict on it.
+func (d *Dir) readDir(l *listing, path string, v verdict) error {
 	fd, err := d.root.open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
 	if absent(err) {
-		return nil, &ChangedError{Path: d.root.full(path)} // it was a directory a moment ago
+		return &ChangedError{Path: d.root.full(path)} // it was a directory a moment ago
 	}
 	if err != nil {
-		return nil, d.root.error("open", path, err)
+		return d.root.error("open", path, err)
 	}
 	defer unix.Close(fd)
+	if l.xattrs, err = d.xattrsOf(fd, path); err != nil {
+		return err
+	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	if err := s.read(fd); err != nil {
-		return nil, d.root.error("readdir", path, err)
+	if err := s.read(fd, path); err != nil {
+		return d.root.error("readdir", path, err)
 	}
 	nodes := make([]node, len(s.names))
 	used := 0
 	for _, ent := range s.names {
-		n := &nodes[used]
+		var mine verdict
 		if d.ignore != nil {
-			child := tree.Join(path, ent.name)
-			if n.verdict, err = d.ignore.judge(child, v); err != nil {
-				return nil, err
+			if mine, err = d.ignore.judge(ent.path, v); err != nil {
+				return err
 			}
-			if n.verdict.out && ent.kind != unix.DT_UNKNOWN && (ent.kind != unix.DT_DIR || !d.ignore.mayInclude(child)) {
-				n.verdict = verdict{}
+			if mine.out && ent.kind != unix.DT_UNKNOWN && (ent.kind != unix.DT_DIR || !d.ignore.mayInclude(ent.path)) {
 				continue
 			}
 		}
-		n.name = ent.name
+		n := &nodes[used]
+		n.path = ent.path
 		ok, err := d.fill(n, fd, ent.name, path)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if ok && (!n.verdict.out || n.kind == tree.Dir) {
-			if n.kind != tree.Dir {
-				n.verdict = verdict{} // of use for directories only
+		if ok && (!mine.out || n.kind == tree.Dir) {
+			if n.kind == tree.Dir && d.ignore != nil {
+				n.more().verdict = mine
 			}
 			used++
 			continue
 		}
-		*n = node{}
+		l.clear(n)
 	}
-	return nodes[:used:used], nil
+	l.nodes = nodes[:used:used]
+	return nil
+}
+
+// clear makes room for another entry where one turned out to be none.
+func (l *listing) clear(n *node) {
+	n.path, n.kind, n.shared, n.mode, n.stat, n.rare, n.sum = "", 0, false, 0, stat{}, nil, [32]byte{}
+	n.state.Store(digestUnknown)
 }

@@ -31,12 +31,12 @@ func (d *Dir) Digest(ctx context.Context, e *tree.Entry) ([32]byte, error) {
 	if err != nil {
 		return [32]byte{}, err
 	}
-	if sum := n.digest.Load(); sum != nil {
-		return *sum, nil
+	if sum, ok := n.digest(); ok {
+		return sum, nil
 	}
-	if d.cache != nil && n.nlink > 1 { // another name of it may have been read since
+	if d.cache != nil && n.shared { // another name of it may have been read since
 		if known, ok := d.cache.Get(n.key()); ok {
-			n.digest.Store(&known.Digest)
+			n.setDigest(known.Digest)
 			return known.Digest, nil
 		}
 	}
@@ -52,13 +52,18 @@ func (d *Dir) Digest(ctx context.Context, e *tree.Entry) ([32]byte, error) {
 	if _, err := io.CopyBuffer(onlyWriter{h}, onlyReader{r}, *buf); err != nil {
 		return [32]byte{}, err
 	}
-	sum := new([32]byte)
+	var sum [32]byte
 	h.Sum(sum[:0])
-	n.digest.Store(sum)
+	d.learn(n, sum, began)
+	return sum, nil
+}
+
+// learn notes the digest of a file that was read from the given time on.
+func (d *Dir) learn(n *node, sum [32]byte, began time.Time) {
+	n.setDigest(sum)
 	if d.cache != nil && settled(&n.stat, began) {
-		d.cache.Put(n.key(), Stat{Digest: *sum, Xattrs: len(n.xattrs) > 0})
+		d.cache.Put(n.key(), Stat{Digest: sum, Xattrs: n.rare != nil && len(n.rare.xattrs) > 0})
 	}
-	return *sum, nil
 }
 
 // onlyReader and onlyWriter keep io.CopyBuffer from finding a shortcut around the buffer.

@@ -172,14 +172,14 @@ func Join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// HashEntry adds e, under the given name, to h: everything of it that a program can see except times, length-prefixed
-// so that no two entries are written alike. Hard links are hashed as the files they are.
+// HashEntry adds e, under the given name, to h: what AppendHash says of it.
 func HashEntry(h hash.Hash, name string, e *Entry) {
-	_, _ = h.Write(appendHash(make([]byte, 0, 256), name, e)) // a hash never fails
+	_, _ = h.Write(AppendHash(make([]byte, 0, 256), name, e)) // a hash never fails
 }
 
-// appendHash appends the canonical form of e to b.
-func appendHash(b []byte, name string, e *Entry) []byte {
+// AppendHash appends the form of e, under the given name, in which it is hashed: everything of it that a program can see except
+// times, length-prefixed so that no two entries are written alike. Hard links are hashed as the files they are.
+func AppendHash(b []byte, name string, e *Entry) []byte {
 	b = appendString(b, name)
 	b = append(b, byte(e.Type))
 	if e.Type == Whiteout {

@@ -159,7 +159,7 @@ func (w *Writer) check(e *Entry) error {
 func (w *Writer) summarise(e *Entry) {
 	w.sum.Entries++
 	// What HashEntry leaves out because it only means something inside one layer.
-	w.body = appendHash(w.body[:0], e.Path, e)
+	w.body = AppendHash(w.body[:0], e.Path, e)
 	marks := byte(0)
 	if e.Implied {
 		marks |= 1
