@@ -132,6 +132,34 @@ func (s *Selection) Digest(ctx context.Context) ([32]byte, error) {
 	return sum, nil
 }
 
+// Unread reports whether most bytes of the selection are in files that the source has no digest of, and writing the layer at once
+// is better than reading them for Digest first: Write takes the digests on the way. Archives are not for that, because what is in
+// them is known only when they are unpacked.
+func (s *Selection) Unread() bool {
+	var unread, all int64
+	for i := range s.items {
+		it := &s.items[i]
+		if it.inline != nil {
+			continue
+		}
+		if it.top().Type == tree.File && s.unpacks(it) {
+			return false
+		}
+		for j := range it.entries {
+			if e := &it.entries[j].Entry; e.Type == tree.File {
+				all += e.Size
+				if e.Digest == [32]byte{} {
+					unread += e.Size
+				}
+			}
+		}
+	}
+	return unread >= minUnread && unread > all/2
+}
+
+// minUnread is from where on it pays to read files only once.
+const minUnread = 1 << 20
+
 // hash adds the item to h. Of a copied directory only what is in it counts: the destination has its own metadata.
 func (it *item) hash(h hash.Hash) {
 	var b []byte

@@ -55,6 +55,17 @@ type sourceFile struct {
 
 func (f sourceFile) open(ctx context.Context) (io.ReadCloser, error) { return f.src.Open(ctx, f.e) }
 
+// learn takes the digest of all that r gave, so that who asks for the file's digest later knows it.
+func (f sourceFile) learn(r io.ReadCloser, sum [32]byte) {
+	if f.e.Digest != [32]byte{} {
+		return
+	}
+	f.e.Digest = sum
+	if l, ok := r.(interface{ Learn(sum [32]byte) }); ok {
+		l.Learn(sum)
+	}
+}
+
 // inlineFile is content that a Dockerfile holds.
 type inlineFile []byte
 
@@ -438,6 +449,9 @@ func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned) error {
 		return fmt.Errorf("copy to /%s: %w", e.Path, err)
 	}
 	err = w.Add(&e, r)
+	if f, ok := n.content.(sourceFile); ok && err == nil {
+		f.learn(r, e.Digest)
+	}
 	if cerr := r.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("copy to /%s: %w", e.Path, cerr)
 	}

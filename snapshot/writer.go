@@ -39,7 +39,7 @@ func (e *ChangedError) Error() string {
 type Writer struct {
 	ctx  context.Context
 	l    *Layers
-	blob *store.BlobWriter
+	sink *tarSink
 	out  *asyncWriter // hashes and writes the tar beside us
 	enc  encoder
 	off  int64
@@ -72,8 +72,9 @@ func (l *Layers) NewWriter(ctx context.Context) (*Writer, error) {
 		blob.Abort()
 		return nil, fmt.Errorf("start a layer: %w", err)
 	}
+	sink := &tarSink{plain: blob}
 	return &Writer{
-		ctx: ctx, l: l, blob: blob, out: newAsyncWriter(blob),
+		ctx: ctx, l: l, sink: sink, out: newAsyncWriter(sink),
 		file: file, idx: tree.NewWriter(file),
 		seed: maphash.MakeSeed(), files: map[uint64]writtenFile{}, sum: sha256.New(),
 	}, nil
@@ -292,15 +293,17 @@ func (w *Writer) commit() (Layer, error) {
 	if err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
-	diffID, size, err := w.blob.Commit("")
+	diffID, size, blobs, err := w.sink.commit()
 	if err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
 	if err := w.file.Commit(indexKey(diffID)); err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
-	if err := w.l.addBlob(w.ctx, diffID, plainBlob(diffID, size)); err != nil {
-		return Layer{}, fmt.Errorf("write layer: %w", err)
+	for _, b := range blobs {
+		if err := w.l.addBlob(w.ctx, diffID, b); err != nil {
+			return Layer{}, fmt.Errorf("write layer: %w", err)
+		}
 	}
 	return Layer{DiffID: diffID, Content: sum.Content, Size: size, Entries: sum.Entries}, nil
 }
@@ -311,7 +314,7 @@ func (w *Writer) Abort() {
 		return
 	}
 	w.done = true
-	_ = w.out.Close() // the goroutine is done with the blob
-	w.blob.Abort()
+	_ = w.out.Close() // the goroutine is done with the blobs
+	w.sink.abort()
 	w.file.Abort()
 }

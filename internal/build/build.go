@@ -198,6 +198,7 @@ type product struct {
 
 func (p *product) make(ctx context.Context) (err error) {
 	p.out = &outcome{}
+	p.ev.evaluates = true
 	if p.graph.Target >= 0 {
 		if p.out, err = p.ev.eval(ctx, p.graph.Target); err != nil {
 			return err

@@ -42,6 +42,10 @@ type evaluator struct {
 	mountSels map[mountID]*future[*selection]
 	searched  map[dag.ID]bool // cached steps of which it is known what leaked
 
+	evaluates bool              // steps are carried out, not only asked about: see writesAhead
+	readAgain map[dag.ID]bool   // steps whose layers others read as tars
+	drafts    map[dag.ID]*draft // layers written before their step's key was known
+
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
 	work  sync.WaitGroup  // every goroutine that computes a future
@@ -93,6 +97,8 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 
 		mountSels: map[mountID]*future[*selection]{},
 		searched:  map[dag.ID]bool{},
+		readAgain: layersReadAgain(g),
+		drafts:    map[dag.ID]*draft{},
 		final:     map[dag.ID]bool{},
 		bg:        bg, bgCtx: bgCtx,
 	}
@@ -118,6 +124,7 @@ func (e *evaluator) drain() {
 	go func() {
 		e.work.Wait()
 		_ = e.bg.Wait()
+		e.dropDrafts()
 		close(done)
 	}()
 	select {
@@ -200,7 +207,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	}
 	e.running(step)
 
-	began := time.Now()
+	began := e.beganAt(step)
 	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
 	made, err := e.perform(ctx, step, in)
 	if err != nil {
@@ -322,11 +329,13 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 
 // compressLater makes the form of a layer that an export will want, beside the steps that follow.
 func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
-	if !e.final[step.ID] || !e.wantBlobs {
+	if !e.inImage(step) {
 		return
 	}
+	c := e.view.compression
+	c.DropPlain = c.DropPlain && !e.readAgain[step.ID]
 	e.bg.Go(func() error {
-		_, err := e.layers.Compressed(e.bgCtx, d, e.view.compression, e.view.epoch)
+		_, err := e.layers.Compressed(e.bgCtx, d, c, e.view.epoch)
 		if err != nil {
 			err = fmt.Errorf("compress layer %s: %w", d, err)
 			e.fail(err)

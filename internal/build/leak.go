@@ -17,7 +17,6 @@ import (
 	"build/internal/progress"
 	"build/internal/tree"
 	"build/parser"
-	"build/snapshot"
 )
 
 // The leak gate: what a step adds to the image is searched for every secret that some step of the build mounts, while the layer is
@@ -212,21 +211,6 @@ func (l *layerSearch) findings() []leak.Finding {
 		return nil
 	}
 	return l.found
-}
-
-// writeStep is writeLayer for a step: the layer may end up in the image.
-func (e *evaluator) writeStep(ctx context.Context, step *dag.Step, fill func(*snapshot.Writer) error) (digest.Digest, error) {
-	search := e.leaks.request().search()
-	d, err := e.writeLayer(ctx, func(w *snapshot.Writer) error {
-		if search != nil {
-			w.Inspect(search)
-		}
-		return fill(w)
-	})
-	if err != nil {
-		return "", err
-	}
-	return d, e.leaked(ctx, step, d, search.findings())
 }
 
 // report tells what leaked, or makes it an error.

@@ -39,26 +39,37 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 	if err != nil {
 		return "", err
 	}
-	base, baseLayers, err := e.baseChain(ctx, in[0])
+	d := e.takeDraft(step.ID)
+	if d == nil {
+		if d, err = e.draftCopy(ctx, step, op, in[0], sel); err != nil {
+			return "", err
+		}
+	}
+	diffID, err := e.publishDraft(ctx, step, d)
+	for _, archive := range sel.files.Zstd {
+		e.warnOf(parser.Warning{Range: step.Pos, Msg: "ADD unpacks " + archive + ", which is compressed by zstd, a format that the Dockerfile reference " +
+			"does not list; say --unpack=true or --unpack=false"})
+	}
+	return diffID, err
+}
+
+// draftCopy writes the layer of a COPY or ADD on what it stands on.
+func (e *evaluator) draftCopy(ctx context.Context, step *dag.Step, op dag.Copy, on *outcome, sel *selection) (*draft, error) {
+	base, baseLayers, err := e.baseChain(ctx, on)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if op.Chown != "" {
 		owner, err := e.layers.Owner(ctx, base, baseLayers, op.Chown)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		sel.spec.Owner = &owner
 	}
 	if op.Link {
 		base = tree.NewChain(nil)
 	}
-	diffID, err := e.writeStep(ctx, step, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
-	for _, archive := range sel.files.Zstd {
-		e.warnOf(parser.Warning{Range: step.Pos, Msg: "ADD unpacks " + archive + ", which is compressed by zstd, a format that the Dockerfile reference " +
-			"does not list; say --unpack=true or --unpack=false"})
-	}
-	return diffID, err
+	return e.draft(ctx, step, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
 }
 
 // selection is what a COPY selects from its source, with the digest that stands for it in keys. It is made once for a
@@ -79,6 +90,11 @@ func (e *evaluator) selection(ctx context.Context, step *dag.Step, op dag.Copy, 
 		s := &selection{spec: copySpec(op, e.began)}
 		if s.files, err = snapshot.Select(ctx, src, s.spec); err != nil {
 			return nil, err
+		}
+		if e.writesAhead(step, op, s) {
+			if err := e.writeAhead(ctx, step, op, s); err != nil {
+				return nil, err
+			}
 		}
 		s.sum, err = s.files.Digest(ctx)
 		return s, err

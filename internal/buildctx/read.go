@@ -40,7 +40,6 @@ func (d *Dir) Digest(ctx context.Context, e *tree.Entry) ([32]byte, error) {
 			return known.Digest, nil
 		}
 	}
-	began := time.Now()
 	r, err := d.openNode(ctx, e.Path, n)
 	if err != nil {
 		return [32]byte{}, err
@@ -54,7 +53,7 @@ func (d *Dir) Digest(ctx context.Context, e *tree.Entry) ([32]byte, error) {
 	}
 	var sum [32]byte
 	h.Sum(sum[:0])
-	d.learn(n, sum, began)
+	r.Learn(sum)
 	return sum, nil
 }
 
@@ -98,6 +97,7 @@ func (d *Dir) Open(ctx context.Context, e *tree.Entry) (io.ReadCloser, error) {
 }
 
 func (d *Dir) openNode(ctx context.Context, path string, n *node) (*reader, error) {
+	began := time.Now()
 	fd, err := d.root.open(path, unix.O_RDONLY|unix.O_NONBLOCK)
 	if absent(err) {
 		d.forget(path)
@@ -106,7 +106,7 @@ func (d *Dir) openNode(ctx context.Context, path string, n *node) (*reader, erro
 	if err != nil {
 		return nil, d.root.error("open", path, err)
 	}
-	r := &reader{ctx: ctx, d: d, path: path, f: os.NewFile(uintptr(fd), d.root.full(path)), want: n.stat, left: n.stat.size}
+	r := &reader{ctx: ctx, d: d, path: path, node: n, began: began, f: os.NewFile(uintptr(fd), d.root.full(path)), want: n.stat, left: n.stat.size}
 	if err := r.check(); err != nil {
 		r.Close()
 		return nil, err
@@ -119,10 +119,21 @@ type reader struct {
 	ctx  context.Context
 	d    *Dir
 	path string
+	node *node
 	f    *os.File
 	want stat
 	left int64
 	end  error // what Read returns from now on
+
+	began time.Time
+}
+
+// Learn notes the digest of what was read, when that was the whole file and it did not change: then it need not be read again to
+// know it, neither by this Dir nor, with a stat cache, by the next.
+func (r *reader) Learn(sum [32]byte) {
+	if r.end == io.EOF {
+		r.d.learn(r.node, sum, r.began)
+	}
 }
 
 // check compares the file with what it was.
