@@ -87,6 +87,12 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if err != nil {
 		return err
 	}
+	if call == nil && !printID && asksForNothing(&o) {
+		o.Outputs = []build.Output{{Type: build.OutputNone}}
+		if mode != progress.Quiet {
+			a.note("no output (-o) and no name (-t) was asked for: the result stays in the cache, and there is no image")
+		}
+	}
 	display, err := progress.New(mode, a.stderr, a.displayOptions(o.Mask))
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
@@ -110,6 +116,12 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 		}
 	}
 	return a.printResult(&o, res, mode == progress.Quiet, printID)
+}
+
+// asksForNothing reports whether no image, name or digest was asked for. The steps are carried out then, and that is all: to
+// compress layers that nobody will see is most of the work of many a build.
+func asksForNothing(o *build.Options) bool {
+	return len(o.Outputs) == 0 && len(o.Tags) == 0 && !o.Push && o.IIDFile == "" && o.MetadataFile == ""
 }
 
 // recordFailure leaves the exit code of a step that failed in the metadata file, for scripts, and returns err.

@@ -123,6 +123,8 @@ func (e *evaluator) writeAhead(ctx context.Context, step *dag.Step, op dag.Copy,
 	e.emit(progress.Started{ID: e.vertex(step), Name: step.Name, Time: time.Now()})
 	d, err := e.draftCopy(e.bgCtx, step, op, base, s) // the draft outlives whoever asked for the key
 	if err != nil {
+		err = e.located(step, err)
+		e.emit(progress.Done{ID: e.vertex(step), Err: err.Error(), Canceled: ctx.Err() != nil, Time: time.Now()})
 		return err
 	}
 	e.mu.Lock()
@@ -150,12 +152,15 @@ func (e *evaluator) beganAt(step *dag.Step) time.Time {
 	return time.Now()
 }
 
-// dropDrafts gives up what was written ahead and not wanted.
+// dropDrafts gives up what was written ahead and not wanted, at the end of a build.
 func (e *evaluator) dropDrafts() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, d := range e.drafts {
 		d.w.Abort()
 		delete(e.drafts, id)
+		if !e.shown[id] { // the build failed before the step could be looked up
+			e.emit(progress.Done{ID: e.vertex(&e.graph.Steps[id]), Canceled: true, Time: time.Now()})
+		}
 	}
 }

@@ -109,7 +109,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	needIDs(t)
 	y := newTally(t)
 	src := newWorld(t)
-	src.write("src/a", "a", "src/b", strings.Repeat("b", 50000))
+	src.write("src/a", "a", "src/b", strings.Repeat("b", 3<<19)) // enough to be written before its key is known
 	df := killDockerfile(y, "first")
 	good := src.start(src.killJob(df)).result(t)
 	if good.Code != 0 {

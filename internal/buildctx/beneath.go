@@ -15,10 +15,11 @@ import (
 
 // root is a directory below which paths are opened. No symlink is ever followed on the way.
 type root struct {
-	dir   string // for messages
-	fd    int
-	slow  atomic.Bool // openat2 cannot be had: go component by component
-	procs string      // /proc/self/fd when it works, for calls that know no directory descriptor
+	dir      string // for messages
+	fd       int
+	slow     atomic.Bool // openat2 cannot be had: go component by component
+	noListAt atomic.Bool // listxattrat cannot be had
+	procs    string      // /proc/self/fd when it works, for calls that know no directory descriptor
 }
 
 func openRoot(dir string) (*root, error) {

@@ -538,3 +538,79 @@ func TestUnreadable(t *testing.T) {
 	}()
 	<-done
 }
+
+// Count is what Walk yields when nothing is ignored, however the work was shared, and at least that otherwise.
+func TestCountBoundsWalk(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 300 {
+		sub := filepath.Join(dir, fmt.Sprintf("a%d/b%d/c%d", i%3, i%7, i%11))
+		if err := os.MkdirAll(sub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(sub, fmt.Sprint("f", i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ignored := range []string{"", "a1\n!a1/b2\n"} {
+		if err := os.WriteFile(dir+"/.dockerignore", []byte(ignored), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		d := open(t, dir, DirOptions{})
+		counted, walked := d.Count(""), 0
+		for _, err := range d.Walk("") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			walked++
+		}
+		if counted < walked || ignored == "" && counted != walked {
+			t.Errorf("with %q: counted %d, walked %d", ignored, counted, walked)
+		}
+		if n := d.Count("a0/b0"); n < 2 {
+			t.Errorf("with %q: %d entries below a0/b0", ignored, n)
+		}
+	}
+}
+
+// What a reader gave to its end need not be read again; what it gave in part says nothing.
+func TestReadingTeachesTheDigest(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"whole", "part"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := open(t, dir, DirOptions{})
+	for _, name := range []string{"whole", "part"} {
+		e, _, err := d.Lstat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := d.Open(t.Context(), &e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "whole" {
+			_, err = io.Copy(io.Discard, r)
+		} else {
+			_, err = r.Read(make([]byte, 1))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.(interface{ Learn([32]byte) }).Learn([32]byte{1})
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err == nil {
+			t.Error("closed twice")
+		}
+		again, _, err := d.Lstat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known := again.Digest == [32]byte{1}; known != (name == "whole") {
+			t.Errorf("%s: known: %v", name, known)
+		}
+	}
+}
