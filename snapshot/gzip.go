@@ -32,8 +32,11 @@ type gzipWriter struct {
 	level int
 	crc   uint32
 	size  uint32
-	cur   *gzipJob // the block being filled
-	tail  []byte   // the end of the one before
+	cur   *gzipJob                               // the block being filled
+	tail  []byte                                 // the end of the one before
+	count int                                    // blocks so far
+	known func(i int, buf []byte) ([]byte, bool) // the i-th block, when it need not be compressed; nil: never
+	sums  blockTable                             // of the blocks that were written; whole when Close has returned
 	queue chan *gzipJob
 	done  chan struct{}
 	coder sync.Pool // *flate.Writer
@@ -117,6 +120,15 @@ func (z *gzipWriter) submit(last bool) error {
 	z.tail = append(z.tail[:0], j.in[max(0, len(j.in)-gzipWindow):]...)
 	z.crc = crc32.Update(z.crc, crc32.IEEETable, j.in)
 	z.size += uint32(len(j.in))
+	z.count++
+	if z.known != nil && !last {
+		if out, ok := z.known(z.count-1, j.out.AvailableBuffer()); ok {
+			j.out.Write(out)
+			j.ready <- nil
+			z.queue <- j
+			return nil
+		}
+	}
 	select {
 	case gzipSlots() <- struct{}{}:
 	case <-z.ctx.Done():
@@ -162,6 +174,7 @@ func (z *gzipWriter) collect(w io.Writer) {
 			z.fail(err)
 		}
 		if z.failed() == nil {
+			z.sums = append(z.sums, blockSum{uint32(j.out.Len()), crc32.Checksum(j.out.Bytes(), blockCRC)})
 			if _, err := w.Write(j.out.Bytes()); err != nil {
 				z.fail(err)
 			}

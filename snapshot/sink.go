@@ -23,6 +23,7 @@ type tarSink struct {
 	packed *store.BlobWriter // nil: not compressed here
 	z      io.WriteCloser
 	c      Compression
+	blocks blockTable // of the compressed blob, if it is worth keeping
 }
 
 func (s *tarSink) Write(p []byte) (int, error) {
@@ -88,6 +89,9 @@ func (s *tarSink) commit() (diffID digest.Digest, size int64, blobs []Blob, err 
 	s.z = nil
 	if err := z.Close(); err != nil {
 		return "", 0, nil, err
+	}
+	if gz, ok := z.(*gzipWriter); ok && len(gz.sums) >= minReuse {
+		s.blocks = gz.sums
 	}
 	d, n, err := s.packed.Commit("")
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -48,6 +49,7 @@ type Writer struct {
 	idx  *tree.Writer
 
 	inspect Inspector // nil: nobody looks
+	reuse   *reuse    // nil: nothing to compare with
 
 	seed  maphash.Seed
 	files map[uint64]writtenFile // by path, for hard links
@@ -115,7 +117,7 @@ func (w *Writer) add(e *tree.Entry, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := w.header(h); err != nil {
+	if err := w.header(h, e); err != nil {
 		return err
 	}
 	switch {
@@ -124,7 +126,7 @@ func (w *Writer) add(e *tree.Entry, content io.Reader) error {
 	case e.Type == tree.File:
 		err = w.linked(e)
 	case e.Opaque:
-		err = w.header(&header{name: joinPath(e.Path, opaqueName), kind: '0'})
+		err = w.header(&header{name: joinPath(e.Path, opaqueName), kind: '0'}, nil)
 	}
 	if err != nil {
 		return err
@@ -164,10 +166,15 @@ func (w *Writer) normalise(e *tree.Entry) error {
 	return nil
 }
 
-func (w *Writer) header(h *header) error {
+// header writes a header; e is the entry that it stands for, nil when it is a mark beside one.
+func (w *Writer) header(h *header, e *tree.Entry) error {
 	b, err := w.enc.encode(h)
 	if err != nil {
 		return err
+	}
+	if w.reuse != nil && e != nil {
+		end := w.off + int64(len(b))
+		w.reuse.entry(e, w.off, end, end+h.size+padding(h.size))
 	}
 	w.off += int64(len(b))
 	_, err = w.out.Write(b)
@@ -270,7 +277,15 @@ func (w *Writer) Commit() (Layer, error) {
 		return Layer{}, err
 	}
 	w.done = true
+	w.endReuse()
 	return l, nil
+}
+
+func (w *Writer) endReuse() {
+	if w.reuse != nil {
+		w.reuse.stop()
+		w.reuse = nil
+	}
 }
 
 func (w *Writer) commit() (Layer, error) {
@@ -305,6 +320,12 @@ func (w *Writer) commit() (Layer, error) {
 			return Layer{}, fmt.Errorf("write layer: %w", err)
 		}
 	}
+	if w.sink.blocks != nil {
+		keep := func(json.RawMessage) (json.RawMessage, error) { return w.sink.blocks.encode(), nil }
+		if err := w.l.SetRemark(w.ctx, diffID, blocksRemark(w.sink.c), keep); err != nil {
+			return Layer{}, fmt.Errorf("write layer: %w", err)
+		}
+	}
 	return Layer{DiffID: diffID, Content: sum.Content, Size: size, Entries: sum.Entries}, nil
 }
 
@@ -316,5 +337,6 @@ func (w *Writer) Abort() {
 	w.done = true
 	_ = w.out.Close() // the goroutine is done with the blobs
 	w.sink.abort()
+	w.endReuse()
 	w.file.Abort()
 }

@@ -40,6 +40,9 @@ func (e *evaluator) draft(ctx context.Context, step *dag.Step, fill func(*snapsh
 	if e.inImage(step) && e.view.epoch == nil { // with an epoch it may have to be rewritten, which its index decides
 		err = d.w.Compress(e.view.compression, !e.view.compression.DropPlain || e.readAgain[step.ID])
 	}
+	if rec, missing := e.cache.Nearest(identity(step)); missing == nil && len(rec.Layers) > 0 {
+		d.w.Reuse(rec.Layers[len(rec.Layers)-1])
+	}
 	if err == nil {
 		err = fill(d.w)
 	}
