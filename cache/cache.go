@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"build/internal/store"
 )
 
@@ -172,6 +174,15 @@ func References(kind store.Kind, _ string, data []byte) []store.Ref {
 		return refs
 	}
 	return nil
+}
+
+// StepOf says of which step bytes are the record, and which layers are its own, for people who look at the store.
+func StepOf(data []byte) (step string, own []digest.Digest) {
+	_, r, err := decode(data)
+	if err != nil {
+		return "", nil
+	}
+	return r.Step, r.Layers[len(r.Layers)-r.Own:]
 }
 
 // CheckRecord reports what is wrong with the bytes of a record, for a check of the store.

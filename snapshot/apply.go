@@ -24,6 +24,7 @@ type ApplyReport struct {
 	Placeholders int   // device nodes that could not be made: an empty file is in their place
 	Xattrs       int   // extended attributes the file system or the namespace refused
 	Bytes        int64 // content written
+	Disk         int64 // what it takes on the disk, holes left out, as far as was seen
 	Entries      int
 }
 
@@ -146,6 +147,9 @@ func (a *applier) finish() error {
 // add puts one entry on disk; a file's content comes from r and goes to sum as well.
 func (a *applier) add(e *tree.Entry, opaque bool, r io.Reader, sum hash.Hash) error {
 	a.report.Entries++
+	if e.Type == tree.Dir {
+		a.report.Disk += dirCost
+	}
 	if e.Path == "" {
 		return a.rootEntry(e, opaque)
 	}
@@ -333,10 +337,23 @@ func (a *applier) file(parent int, base string, e *tree.Entry, r io.Reader, sum 
 		return fmt.Errorf("%d bytes of content instead of %d", n, e.Size)
 	}
 	a.report.Bytes += n
+	a.report.Disk += diskSize(fd)
 	if err := a.metadata(fd, e); err != nil {
 		return err
 	}
 	return setTimes(parent, base, e.ModTime)
+}
+
+// dirCost is what a directory takes, mostly.
+const dirCost = 4 << 10
+
+// diskSize is what an open file takes on the disk.
+func diskSize(fd int) int64 {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
 }
 
 var zeros [128 << 10]byte

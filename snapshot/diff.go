@@ -49,6 +49,7 @@ type differ struct {
 	// private says that a whole tree is looked at, not an upper directory.
 	private bool
 	links   []string // second names that were written as hard links
+	disk    int64    // what all that was looked at takes on the disk
 	// parents are directories on the way to where we are, outermost first, that nothing was written about yet: they are written
 	// when something in them is, because every layer has all parents of what it changes.
 	parents []*tree.Entry
@@ -116,6 +117,11 @@ func (d *differ) name(fd int, name, p string, lower bool, was *treeState) error 
 	}
 	if err != nil {
 		return &os.PathError{Op: "stat", Path: p, Err: err}
+	}
+	if bytes := st.Blocks * 512; st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		d.disk += bytes
+	} else {
+		d.disk += bytes / max(1, int64(st.Nlink)) // a share of each name
 	}
 	before := was.kid(name)
 	if before.same(&st) && st.Mode&unix.S_IFMT != unix.S_IFDIR {

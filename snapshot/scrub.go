@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -70,4 +72,45 @@ func (l *Layers) sound(d digest.Digest) bool {
 	v := d.Verifier()
 	_, err = io.Copy(v, f)
 	return err == nil && v.Verified()
+}
+
+// References tells a collection or a check of the store what the notes about a layer stand on: any of its forms may be gone, and
+// is made or fetched again.
+func References(kind store.Kind, key string, data []byte) []store.Ref {
+	var m layerMeta
+	if kind != store.KindLayer || json.Unmarshal(data, &m) != nil || m.Version != metaVersion {
+		return nil
+	}
+	refs := []store.Ref{{Kind: store.KindIndex, Key: key, Weak: true}}
+	for _, b := range m.Blobs {
+		refs = append(refs, store.Ref{Kind: store.KindBlob, Key: b.Digest.String(), Weak: true})
+	}
+	return refs
+}
+
+// CheckNotes reports what is wrong with the notes about a layer, for a check of the store.
+func CheckNotes(_ string, data []byte) error {
+	var m layerMeta
+	if err := json.Unmarshal(data, &m); err != nil {
+		return fmt.Errorf("notes about a layer: %w", err)
+	}
+	if m.Version != metaVersion {
+		return fmt.Errorf("notes about a layer of version %d", m.Version)
+	}
+	return nil
+}
+
+// CheckIndex reports what is wrong with the index of a layer at a path, read from one end to the other.
+func CheckIndex(path string) error {
+	x, err := tree.OpenFile(path)
+	if err != nil {
+		return err
+	}
+	defer x.Close()
+	for _, err := range x.Subtree("") {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

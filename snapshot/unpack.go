@@ -263,11 +263,8 @@ func (l *Layers) publishDir(ctx context.Context, key string, fill func() (*tempT
 	if err := os.Rename(t.path(), content); err != nil {
 		return "", err
 	}
-	return content, l.st.MarkDir(l.idKind, key, t.report.Bytes+int64(t.report.Entries)*inodeCost)
+	return content, l.st.MarkDir(l.idKind, key, t.report.Disk+3*dirCost) // with its marker, itself and fs
 }
-
-// inodeCost is what an entry takes on disk beside its content, roughly.
-const inodeCost = 1 << 10
 
 // tempTree is a directory form in the making.
 type tempTree struct {

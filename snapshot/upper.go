@@ -121,19 +121,20 @@ func (u *Upper) Commit(ctx context.Context) (Layer, error) {
 		return Layer{}, errors.New("commit: the upper directory was given up before")
 	}
 	defer u.Discard()
-	l, nodes, err := u.write(ctx)
+	l, d, err := u.write(ctx)
 	if err != nil {
 		return Layer{}, fmt.Errorf("commit: %w", err)
 	}
-	t := &tempTree{dir: u.Dir[:len(u.Dir)-len("/"+store.ContentDir)], nodes: nodes, report: ApplyReport{Bytes: l.Size, Entries: l.Entries}}
+	t := &tempTree{dir: u.Dir[:len(u.Dir)-len("/"+store.ContentDir)], nodes: d.nodes, report: ApplyReport{Bytes: l.Size, Entries: l.Entries, Disk: d.disk}}
 	if _, err := u.l.publishDir(ctx, dirKey(l.DiffID, nil), func() (*tempTree, error) { return t, nil }); err != nil {
 		return Layer{}, fmt.Errorf("commit: %w", err)
 	}
 	return l, nil
 }
 
-// write writes the layer, and returns the table of owners of what cannot carry them.
-func (u *Upper) write(ctx context.Context) (Layer, []byte, error) {
+// write writes the layer, and returns what came to light about the directory: the table of owners of what cannot carry them, and
+// what it takes on the disk.
+func (u *Upper) write(ctx context.Context) (Layer, *differ, error) {
 	root, err := os.Open(u.Dir)
 	if err != nil {
 		return Layer{}, nil, err
@@ -158,7 +159,7 @@ func (u *Upper) write(ctx context.Context) (Layer, []byte, error) {
 		return Layer{}, nil, err
 	}
 	l, err := w.Commit()
-	return l, d.nodes, err
+	return l, d, err
 }
 
 // Discard gives the upper directory up. After Commit it does nothing; it may always be called.

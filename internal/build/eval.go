@@ -384,6 +384,7 @@ func (e *evaluator) cachedAbove(id dag.ID) {
 		e.cachedAbove(in)
 	}
 	e.emitCached(step)
+	e.keepRecord(step)
 }
 
 func (e *evaluator) emitCached(step *dag.Step) {

@@ -84,17 +84,23 @@ type crossed struct {
 
 func (e *crossed) Unwrap() error { return e.known }
 
-// Reentry runs this process as a holder, or as the gateway of a private network, when it was started as one, and reports whether
-// it was. It is the first thing main calls. A third helper, a step's first process, starts before main: importing executor is enough.
+// Reentry runs this process as a holder, as the gateway of a private network or as a trimmer of the store, when it was started as
+// one, and reports whether it was. It is the first thing main calls. One more helper, a step's first process, starts before main:
+// importing executor is enough.
 func Reentry() bool {
 	n := &inside{}
 	usernet.Reentry()
+	if trimReentry() {
+		return true
+	}
 	return userns.Reentry(map[string]userns.Handler{
 		"open":    n.open,
 		"run":     n.run,
 		"try":     n.try,
 		"examine": n.examine,
 		"close":   n.close,
+		"remove":  serveRemove,
+		"measure": serveMeasure,
 	})
 }
 
@@ -160,15 +166,7 @@ func (n *inside) sweep(kind string) {
 			if idKind != kind {
 				return nil
 			}
-			for _, p := range paths {
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				if err := os.RemoveAll(p); err != nil {
-					return err
-				}
-			}
-			return nil
+			return removeTrees(ctx, paths)
 		})
 	})
 }

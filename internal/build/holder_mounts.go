@@ -17,12 +17,9 @@ import (
 
 	"build/executor"
 	"build/internal/owner"
+	"build/internal/store"
 	"build/snapshot"
 )
-
-// cacheDir is where cache mounts lie below local/<id-kind>/. Collection leaves it alone: what a cache mount holds cannot be
-// made again by anybody but the user's commands.
-const cacheDir = "cache"
 
 // attach adds trees and cache mounts to a step. What it made is given up by the function it returns. Log is the step's.
 func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (release func(), err error) {
@@ -111,12 +108,22 @@ func (n *inside) cacheMount(ctx context.Context, c cacheMount, log io.Writer) (d
 	}
 	if err != nil {
 		unlock()
+		return "", nil, err
 	}
-	return dir, unlock, err
+	note := func() {
+		if err := n.store.NoteMount(n.kind, filepath.Base(dir), store.MountNote{ID: c.ID, Target: c.Target}); err != nil {
+			_, _ = fmt.Fprintf(log, "the use of the cache mount on %s is not noted: %v\n", c.Target, err)
+		}
+	}
+	note()
+	return dir, func() { // once more: what it takes changed until now
+		note()
+		unlock()
+	}, nil
 }
 
 func (n *inside) cachePath(name string) string {
-	return filepath.Join(n.store.Local(n.kind), cacheDir, name)
+	return n.store.MountPath(n.kind, name)
 }
 
 // renewed are the caches this build began anew.
@@ -172,7 +179,10 @@ func (n *inside) fillCache(ctx context.Context, c cacheMount, name string) (stri
 			return "", fmt.Errorf("begin it anew: %w", err)
 		}
 	}
-	if _, err := os.Lstat(dir); err == nil {
+	if err := n.lease.Add(store.KindMount, store.DirKey(n.kind, name)); err != nil {
+		return "", err
+	}
+	if n.store.MountReady(n.kind, name) {
 		return dir, nil
 	}
 	done, err := n.store.Lock(ctx, "cache-make-"+name, nil)

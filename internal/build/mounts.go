@@ -44,6 +44,7 @@ type treeMount struct {
 type cacheMount struct {
 	Target   string
 	Key      string // names the directory
+	ID       string // as in the Dockerfile, for people
 	Sub      string
 	Sharing  string
 	ReadOnly bool
@@ -262,7 +263,7 @@ func (e *evaluator) bindMount(ctx context.Context, step *dag.Step, i int, m dag.
 }
 
 func (e *evaluator) cacheMount(ctx context.Context, step *dag.Step, i int, m dag.Mount, in []*outcome, req *runRequest) error {
-	c := cacheMount{Target: m.Target, Sub: m.Source, Sharing: m.Sharing, ReadOnly: m.ReadOnly, Mode: 0o755}
+	c := cacheMount{Target: m.Target, ID: m.ID, Sub: m.Source, Sharing: m.Sharing, ReadOnly: m.ReadOnly, Mode: 0o755}
 	h := cache.NewHash("cache mount")
 	h.Field("namespace", m.Namespace)
 	h.Field("id", m.ID)

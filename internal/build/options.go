@@ -74,7 +74,8 @@ type Options struct {
 
 // StoreOptions is what every command that touches the store or a registry needs.
 type StoreOptions struct {
-	Root         string   // the store's directory
+	Root         string // the store's directory
+	Limit        StoreLimit
 	Insecure     []string // registry hosts that may be reached by plain HTTP or with an unverifiable certificate
 	Mirrors      []Mirror // asked before the registry itself, in this order
 	Offline      bool     // open no socket

@@ -67,6 +67,7 @@ type session struct {
 	asked      string // what is asked instead of building, "" for a build
 	tallies    struct{ cached, ran int }
 	added      bool // something was fetched
+	trimming   bool // a trimmer of the store was started
 }
 
 // openStore opens the store the way every command does.
@@ -110,6 +111,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	s.proxy = proxyOf(s.buildArgs())
 	s.client, s.transport.s = newClient(o.Store, s.proxy), s
 	s.fetches = newFetches(s)
+	s.trimEarly()
 	return s, ctx, nil
 }
 
@@ -122,6 +124,7 @@ func (s *session) close() {
 	s.transport.close()
 	s.lease.Close()
 	s.store.Close()
+	s.trimLate()
 }
 
 // leaseLayer keeps a layer from being collected while this build lasts. Its name is that of its notes in the store.

@@ -117,6 +117,8 @@ type BlobWriter struct {
 	buf  *bufio.Writer
 	size int64
 	hole int64 // zeros at the end of what was written so far that are not in the file yet
+
+	holes int64 // all zeros that were left out
 }
 
 // bufferSize gathers the small pieces that tar writers write. Larger pieces pass it by.
@@ -166,6 +168,7 @@ func (w *blobSink) write(p []byte) (int, error) {
 		}
 		if n > 0 {
 			w.hole += int64(n)
+			w.holes += int64(n)
 			written += n
 			continue
 		}
@@ -267,6 +270,7 @@ func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
 	if err := w.f.rename(w.s.BlobPath(got)); err != nil {
 		return "", err
 	}
+	w.s.grow(inBlocks(w.size - w.holes))
 	w.s.point("blob.published")
 	return got, nil
 }
@@ -287,7 +291,7 @@ func (s *Store) RemoveBlob(d digest.Digest) error {
 	if path == "" {
 		return nil
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.removeFile(path); err != nil {
 		return fmt.Errorf("remove blob %s: %w", d, err)
 	}
 	s.boot.unmark(s, d)

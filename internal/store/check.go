@@ -258,6 +258,11 @@ func (s *Store) exists(r Ref) bool {
 	case r.Kind == KindDir:
 		idKind, key, _ := strings.Cut(r.Key, "/")
 		path = s.DirPath(idKind, key) + "/" + markerFile
+	case r.Kind == KindMount:
+		idKind, name, _ := strings.Cut(r.Key, "/")
+		path = s.MountPath(idKind, name)
+	case plainDirs[r.Kind] != "":
+		path = s.path(plainDirs[r.Kind], r.Key)
 	case r.Kind.small():
 		path = s.filePath(r.Kind, r.Key)
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ type CollectOptions struct {
 	Limit   int64
 	// Before, unless zero, spares what was used since.
 	Before time.Time
+	// Select says what may go beside names; nil is everything. What is spared keeps what it stands on.
+	Select func(r Ref) bool
 	// MayRemoveName says which names may go; nil lets go those of pulled images.
 	MayRemoveName func(ref string, n Name) bool
 	// References says what stands on what. Without it everything but names stands alone.
@@ -27,8 +30,17 @@ type CollectOptions struct {
 	// RemoveLocal removes directories in local/<idKind>/trash, in the process that owns the ids of what is in them. When it
 	// is nil, they stay there until a collection that has it.
 	RemoveLocal func(ctx context.Context, idKind string, paths []string) error
+	// Measure returns what directories in local/<idKind> take on the disk, like RemoveLocal in the process that can look. It is asked
+	// about cache mounts that were used since they were last measured. When it is nil, they count as they were then.
+	Measure Measure
 	// DryRun changes nothing and says what would go.
 	DryRun bool
+	// Wait, unless nil, is told who collects or checks already, and the collection follows. When it is nil, that is a *BusyError.
+	Wait func(holder string)
+	// Begun is called when it is this collection's turn.
+	Begun func()
+	// Decided is called when everything is in the trash that goes, and nobody waits for what follows.
+	Decided func()
 }
 
 // Removed is one thing that a collection took, or would take.
@@ -41,6 +53,7 @@ type Removed struct {
 // CollectStats is what a collection did.
 type CollectStats struct {
 	Before, After int64 // bytes in the store
+	Fixed         int64 // of these, what no collection can take: directories, locks
 	Removed       []Removed
 	PutBack       int // what somebody began to use while it was being taken
 	Leftovers     int // traces of dead processes that were taken away
@@ -56,19 +69,30 @@ func (e *BusyError) Error() string { return "the store is being collected by " +
 // lease covers, and a name only if the options let it go. It may run beside any number of builds. A second one at the
 // same time gets a *BusyError.
 func (s *Store) Collect(ctx context.Context, o CollectOptions) (*CollectStats, error) {
-	unlock, ok, err := s.TryLock(collectLock)
+	unlock, err := s.collectAlone(ctx, o.Wait)
 	if err != nil {
 		return nil, fmt.Errorf("collect: %w", err)
 	}
-	if !ok {
-		return nil, &BusyError{s.holder(collectLock)}
-	}
 	defer unlock()
-	c := &collection{s: s, o: o, stats: &CollectStats{}}
+	if o.Begun != nil {
+		o.Begun()
+	}
+	c := &collection{s: s, o: o, stats: &CollectStats{}, mark: s.accountMark()}
 	if err := c.run(ctx); err != nil {
 		return c.stats, fmt.Errorf("collect: %w", err)
 	}
 	return c.stats, nil
+}
+
+func (s *Store) collectAlone(ctx context.Context, wait func(string)) (unlock func(), err error) {
+	if wait != nil {
+		return s.Lock(ctx, collectLock, wait)
+	}
+	unlock, ok, err := s.TryLock(collectLock)
+	if err == nil && !ok {
+		err = &BusyError{s.holder(collectLock)}
+	}
+	return unlock, err
 }
 
 // Sweep is the part of Collect that takes away what dead processes left, cheap enough to be done beside any build.
@@ -94,6 +118,7 @@ type collection struct {
 	o     CollectOptions
 	g     *graph
 	stats *CollectStats
+	mark  int64 // of the account, before anything was counted
 }
 
 func (c *collection) run(ctx context.Context) error {
@@ -113,22 +138,49 @@ func (c *collection) run(ctx context.Context) error {
 	if c.o.DryRun {
 		return nil
 	}
-	return c.s.emptyLocalTrash(ctx, c.o.RemoveLocal)
+	err := c.s.emptyLocalTrash(ctx, c.o.RemoveLocal)
+	if aerr := c.account(); !diskFull(aerr) { // what is written down is an estimate in any case
+		err = errors.Join(err, aerr)
+	}
+	return err
+}
+
+// account writes down what was counted, so that the next builds know without counting.
+func (c *collection) account() error {
+	var stuck int64
+	if c.o.Limited && c.o.Before.IsZero() && c.o.Select == nil && c.stats.After > c.o.Limit {
+		stuck = c.stats.After
+	}
+	return c.s.counted(c.mark, c.stats.After, stuck)
 }
 
 func (c *collection) evict(ctx context.Context) error {
+	enough, err := c.survey(ctx)
+	if err != nil {
+		return err
+	}
 	if c.o.DryRun {
-		victims, err := c.choose()
+		var victims []*entity
+		if !enough {
+			victims, err = c.pick(func(*entity) bool { return false })
+		}
 		c.count(victims)
 		return err
 	}
-	// No name may come or go between the moment the names are read and the moment what they do not need is gone.
+	// No name may come or go between the moment the names are read and the moment what they do not need is gone. Builds that end
+	// wait for this lock, so what takes long was done before.
 	unlock, err := c.s.Lock(ctx, namesLock, nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if err := c.s.writeIndex(nil); err != nil && !diskFull(err) { // a process may have died between a name and this
+		return err
+	}
+	if enough {
+		return nil
+	}
+	if err := c.s.relist(c.g); err != nil {
 		return err
 	}
 	victims, err := c.chooseAndUnlist()
@@ -140,15 +192,21 @@ func (c *collection) evict(ctx context.Context) error {
 		return err
 	}
 	unlock()
+	if c.o.Decided != nil {
+		c.o.Decided()
+	}
 	return c.remove(taken)
 }
 
 // survey finds out what is in the store; enough reports that nothing needs to go.
-func (c *collection) survey() (enough bool, err error) {
+func (c *collection) survey(ctx context.Context) (enough bool, err error) {
 	if c.g, err = c.s.list(); err != nil {
 		return false, err
 	}
-	c.stats.Before, c.stats.After = c.g.total, c.g.total
+	if err := c.s.measureMounts(ctx, c.g, c.o.Measure, !c.o.DryRun); err != nil {
+		return false, err
+	}
+	c.stats.Before, c.stats.After, c.stats.Fixed = c.g.total, c.g.total, c.g.fixed
 	if !c.o.Limited || c.g.total <= c.o.Limit {
 		return true, nil
 	}
@@ -157,14 +215,6 @@ func (c *collection) survey() (enough bool, err error) {
 
 func diskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
-// choose finds what is to go.
-func (c *collection) choose() ([]*entity, error) {
-	if enough, err := c.survey(); enough || err != nil {
-		return nil, err
-	}
-	return c.pick(func(*entity) bool { return false })
 }
 
 // pick finds what is to go, apart from what keep wants to stay.
@@ -177,7 +227,7 @@ func (c *collection) pick(keep func(*entity) bool) ([]*entity, error) {
 		c.g.pin(r)
 	}
 	for _, e := range c.g.order {
-		if ls.covers(e.seen) || e.ref.Kind == KindName && !c.mayRemoveName(e) || keep(e) {
+		if ls.covers(e.seen) || !c.mayRemove(e) || keep(e) {
 			e.pinned = true
 		}
 	}
@@ -195,7 +245,10 @@ func (c *collection) pick(keep func(*entity) bool) ([]*entity, error) {
 	return victims, nil
 }
 
-func (c *collection) mayRemoveName(e *entity) bool {
+func (c *collection) mayRemove(e *entity) bool {
+	if e.ref.Kind != KindName {
+		return c.o.Select == nil || c.o.Select(e.ref)
+	}
 	if c.o.MayRemoveName != nil {
 		return c.o.MayRemoveName(e.ref.Key, e.name)
 	}
@@ -205,7 +258,7 @@ func (c *collection) mayRemoveName(e *entity) bool {
 // chooseAndUnlist finds what is to go and takes the names among it out of index.json. When the disk is too full to
 // write that, every image in it stays, so that the rest can go and make room.
 func (c *collection) chooseAndUnlist() ([]*entity, error) {
-	victims, err := c.choose()
+	victims, err := c.pick(func(*entity) bool { return false })
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +289,11 @@ func (c *collection) chooseAndUnlist() ([]*entity, error) {
 // take moves the chosen into the trash, looks once more who uses what, and puts back what is used. Who takes a lease
 // and looks after that no longer finds what is in the trash; who did before is seen here.
 func (c *collection) take(ctx context.Context, victims []*entity) ([]*entity, error) {
+	victims, err := c.decide(victims)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(c.s.path(trashDir, decidingFile)) // if all was put back
 	taken, err := c.trash(ctx, victims)
 	if err == nil {
 		err = c.reconsider(taken)
@@ -247,7 +305,76 @@ func (c *collection) take(ctx context.Context, victims []*entity) ([]*entity, er
 		_, undoErr := c.putBack(taken)
 		return nil, errors.Join(err, undoErr)
 	}
-	return c.putBack(taken)
+	rest, err := c.putBack(taken)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(c.s.path(trashDir, decidingFile), c.s.path(trashDir, decidedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return rest, nil
+}
+
+// decide announces that things will be missing for a moment. Who leased and found something before it could see that is among
+// the leases that are read now, so nothing of that is touched: see Store.decided.
+func (c *collection) decide(victims []*entity) (rest []*entity, err error) {
+	// A link takes no block. Where there is no room even for that, room is made without the announcement.
+	if err := os.Symlink(cmp.Or(c.s.boot.id, "-"), c.s.path(trashDir, decidingFile)); err != nil && !diskFull(err) {
+		return nil, err
+	}
+	c.s.point("collect.deciding")
+	ls, err := c.s.readLeases(false)
+	if err != nil {
+		return nil, err
+	}
+	for r := range ls.refs {
+		c.g.pin(r)
+	}
+	c.g.settle()
+	for _, e := range victims {
+		if !e.pinned {
+			rest = append(rest, e)
+		}
+	}
+	return rest, nil
+}
+
+// One of these is in the trash while something pending is: the first as long as it may be put back, the second when it is rubbish.
+// Both have the identity of the run of the system, because a loss of power may leave any of them beside anything.
+const (
+	decidingFile = "deciding"
+	decidedFile  = "decided"
+)
+
+// rubbish reports whether what is pending in the trash is not wanted any more, even if who was removing it is dead.
+func (s *Store) rubbish() bool {
+	id, err := os.Readlink(s.path(trashDir, decidedFile))
+	return err == nil && s.boot.id != "" && id == s.boot.id
+}
+
+// decided waits until no collection has anything in its hands, and reports whether a directory that was leased and found before
+// is still there. What is opened by path a moment later must not be missing just then.
+func (s *Store) decided(path string) bool {
+	deciding := s.path(trashDir, decidingFile)
+	if _, err := os.Lstat(deciding); errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	delay := firstRetry
+	for end := time.Now().Add(decisionTime); time.Now().Before(end); time.Sleep(delay) {
+		if _, err := os.Lstat(deciding); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if unlock, ok, err := s.TryLock(collectLock); err == nil && ok { // who decides is dead
+			err := s.recoverTrash()
+			unlock()
+			if err != nil {
+				return false
+			}
+		}
+		delay = min(2*delay, lastRetry)
+	}
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // trash moves the chosen into the trash, in order, and returns those that were there.
@@ -261,7 +388,7 @@ func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, e
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone already
 		}
-		if e.ref.Kind == KindDir && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EBUSY)) {
+		if e.idKind != "" && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EBUSY)) {
 			c.stats.Refused++ // nothing is referred to by a directory, so the rest can go
 			continue
 		}
@@ -361,8 +488,11 @@ func (c *collection) remove(taken []*entity) error {
 	for _, e := range taken {
 		trash := c.s.trashPath(e)
 		var err error
-		if e.ref.Kind == KindDir {
+		if e.idKind != "" {
 			err = os.Rename(trash, c.s.path(localDir, e.idKind, localTrash, randomName()))
+			if e.ref.Kind == KindMount {
+				c.s.forgetMount(e.idKind, baseName(e.path))
+			}
 		} else {
 			err = os.Remove(trash)
 		}
@@ -372,6 +502,9 @@ func (c *collection) remove(taken []*entity) error {
 		c.s.point("collect.removed")
 	}
 	c.count(taken)
+	if err := os.Remove(c.s.path(trashDir, decidedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
 }
 
@@ -408,7 +541,7 @@ func (s *Store) lookAgain(path string) bool {
 	trash := s.pendingPath(path)
 	delay := firstRetry
 	for end := time.Now().Add(decisionTime); ; {
-		if _, err := os.Lstat(trash); err != nil {
+		if _, err := os.Lstat(trash); err != nil || s.rubbish() {
 			_, err = os.Lstat(path) // put back just now, or gone for good
 			return err == nil
 		}
@@ -432,8 +565,15 @@ func (s *Store) lookAgain(path string) bool {
 // trashedUse is the last use of something in the trash: later than when it was listed, if somebody was faster.
 func (s *Store) trashedUse(e *entity) time.Time {
 	path := s.trashPath(e)
-	if e.ref.Kind == KindDir && e.complete {
+	switch {
+	case e.ref.Kind == KindDir && e.complete:
 		path += "/" + markerFile
+	case e.ref.Kind == KindMount: // its note stays where it is
+		_, used, err := s.readMountNote(s.path(localDir, e.idKind, mountNotes, baseName(e.path)))
+		if err != nil {
+			return e.seen
+		}
+		return used
 	}
 	fi, err := os.Lstat(path)
 	if err != nil {

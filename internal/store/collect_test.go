@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"build/internal/testenv"
 )
@@ -45,12 +46,9 @@ func TestCollectLeastRecentlyUsedFirst(t *testing.T) {
 	b := digest.FromBytes(append([]byte("b"), randomBytes(7, 20_000)...))
 	must(t, s.Write(KindRecord, "fresh", []byte("layer l-b\nblob "+b.String()+"\n")))
 
-	var total int64
-	u, err := s.Usage()
+	dry, err := s.Collect(context.Background(), CollectOptions{DryRun: true})
 	must(t, err)
-	for _, k := range u {
-		total += k.Size
-	}
+	total := dry.Before
 	stats := collectTest(t, s, total-1)
 	if stats.Before != total || has(s, Ref{Kind: KindRecord, Key: "r-b"}) || !has(s, Ref{Kind: KindBlob, Key: b.String()}) {
 		t.Errorf("%+v", stats)
@@ -72,7 +70,7 @@ func TestCollectLeastRecentlyUsedFirst(t *testing.T) {
 		t.Errorf("%d left", stats.After)
 	}
 	collectTest(t, s, 0)
-	if u, _ := s.Usage(); len(u) != 0 {
+	if u := allOf(t, s); len(u) != 0 {
 		t.Errorf("left with limit 0: %v", u)
 	}
 }
@@ -88,7 +86,7 @@ func TestCollectEveryLimit(t *testing.T) {
 			age(t, s.filePath(KindRecord, fmt.Sprint("chain", i)), time.Duration(int(b[2])+3)*time.Hour)
 		}
 		stats := collectTest(t, s, 0x7fffffffffff)
-		for limit := stats.Before; limit > 0; limit -= 16 << 10 {
+		for limit := stats.Before; limit > stats.Fixed; limit -= 16 << 10 {
 			if got := collectTest(t, s, limit); got.After > limit {
 				t.Fatalf("limit %d: %d left", limit, got.After)
 			}
@@ -107,6 +105,9 @@ func TestCollectSparesLeases(t *testing.T) {
 	must(t, l.Add(KindRecord, "r-kept"))
 	must(t, l.Add(KindRecord, "r-kept"))
 	must(t, l.Add(KindRecord, "odd\nname \"x\""))
+	if !s.HasBlob(recent, -1) { // a use under the lease, which names nothing
+		t.Fatal("no blob")
+	}
 	collectTest(t, s, 0)
 	for d, want := range map[digest.Digest]bool{kept: true, recent: true, gone: false} {
 		if s.HasBlob(d, -1) != want {
@@ -288,7 +289,7 @@ func TestCollectNames(t *testing.T) {
 	}
 	_, err = s.Collect(context.Background(), CollectOptions{Limited: true, MayRemoveName: func(string, Name) bool { return true }})
 	must(t, err)
-	if u, _ := s.Usage(); len(u) != 0 {
+	if u := allOf(t, s); len(u) != 0 {
 		t.Errorf("left: %v", u)
 	}
 	if b, _ := os.ReadFile(s.path(indexFile)); string(b) != emptyIndex {
@@ -402,4 +403,166 @@ func TestCollectRecovers(t *testing.T) {
 		t.Errorf("the newer record: %q, %v", b, err)
 	}
 	must(t, s.Remove(KindRecord, "r-x"))
+}
+
+// A use is noted once under each lease, so that a collection knows it from one before.
+func TestUseUnderALease(t *testing.T) {
+	s := openTest(t, Options{})
+	d := step(t, s, "x", time.Minute)
+	used := func() time.Time {
+		fi, err := os.Lstat(s.BlobPath(d))
+		must(t, err)
+		return fi.ModTime()
+	}
+	before := used()
+	s.HasBlob(d, -1)
+	if !used().Equal(before) {
+		t.Error("noted within the hour without a lease")
+	}
+	l, err := s.Lease()
+	must(t, err)
+	s.HasBlob(d, -1)
+	first := used()
+	if !first.After(before) {
+		t.Error("not noted under a lease")
+	}
+	s.HasBlob(d, -1)
+	if !used().Equal(first) {
+		t.Error("noted twice under one lease")
+	}
+	must(t, l.Close())
+}
+
+// A directory that is found while a collection decides is not one that is missing a moment later.
+func TestFoundWhileACollectionDecides(t *testing.T) {
+	var s *Store
+	found := make(chan bool, 1)
+	s = openTest(t, Options{Point: func(p string) {
+		if p != "collect.deciding" {
+			return
+		}
+		go func() { found <- s.MountReady("root", "m") }()
+		select {
+		case <-found:
+			t.Error("it did not wait for the decision")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}})
+	_, err := s.MakeLocal("root")
+	must(t, err)
+	must(t, os.MkdirAll(s.MountPath("root", "m"), 0o700))
+	must(t, s.NoteMount("root", "m", MountNote{ID: "id"}))
+	age(t, s.path(localDir, "root", mountNotes, "m"), time.Hour)
+	collectTest(t, s, 0)
+	if <-found {
+		t.Error("found although it went")
+	}
+	if _, err := os.Lstat(s.path(trashDir, decidedFile)); err == nil {
+		t.Error("a decision is left")
+	}
+}
+
+// What a collection had decided to remove before it was killed is removed by the next; after a loss of power it is put back.
+func TestDecidedAndKilled(t *testing.T) {
+	for name, boot := range map[string]string{"same run of the system": "", "another": "other"} {
+		t.Run(name, func(t *testing.T) {
+			s := openTest(t, Options{})
+			d := step(t, s, "x", 24*time.Hour)
+			g, err := s.list()
+			must(t, err)
+			for _, e := range g.order {
+				must(t, os.Rename(e.path, s.trashPath(e)))
+			}
+			must(t, os.Symlink(s.boot.id+boot, s.path(trashDir, decidedFile)))
+			if boot == "" && s.HasBlob(d, -1) { // nobody waits for it
+				t.Error("found what was decided to go")
+			}
+			must(t, s.Sweep(context.Background(), nil))
+			if s.HasBlob(d, -1) != (boot != "") {
+				t.Errorf("the blob is there: %v", boot == "")
+			}
+			if left, _ := os.ReadDir(s.path(trashDir)); len(left) != 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// The running sum follows what is published and removed, and a collection corrects it.
+func TestAccount(t *testing.T) {
+	s := openTest(t, Options{})
+	if a := s.Account(); a.Counted.IsZero() || a.Bytes != 0 {
+		t.Errorf("a new store: %+v", a)
+	}
+	d := step(t, s, "x", time.Hour)
+	must(t, s.RemoveBlob(d))
+	step(t, s, "y", time.Hour)
+	must(t, s.Close())
+	a := s.Account()
+	if want := int64(20480 + 4*4096); a.Bytes != want || a.Lines != 1 {
+		t.Errorf("%+v, want %d", a, want)
+	}
+	stats := collectTest(t, s, 1<<40)
+	if a = s.Account(); a.Bytes != stats.After || a.Stuck != 0 || a.Stale(time.Now()) {
+		t.Errorf("counted: %+v, %+v", a, stats)
+	}
+	l, err := s.Lease()
+	must(t, err)
+	must(t, l.Add(KindRecord, "r-y"))
+	collectTest(t, s, 1)
+	must(t, l.Close())
+	if a = s.Account(); a.Stuck == 0 || a.Stuck != a.Bytes {
+		t.Errorf("stuck: %+v", a)
+	}
+	must(t, os.WriteFile(s.path(usageFile), []byte("x"), 0o600))
+	if a = s.Account(); !a.Stale(time.Now()) {
+		t.Errorf("damaged: %+v", a)
+	}
+	mark := s.accountMark()
+	s.grow(5)
+	s.tell()
+	must(t, s.counted(mark, 7, 0))
+	if a = s.Account(); a.Bytes != 12 {
+		t.Errorf("a line that came while it was counted: %+v", a)
+	}
+}
+
+// Trees of every kind go: deep ones, some that may not be read or written, and none through a link.
+func TestRemoveTree(t *testing.T) {
+	dir := t.TempDir()
+	outside := dir + "/outside"
+	must(t, os.WriteFile(outside, nil, 0o600))
+	tree := dir + "/tree"
+	must(t, os.MkdirAll(tree+"/closed/sub", 0o700))
+	must(t, os.WriteFile(tree+"/closed/sub/f", nil, 0))
+	must(t, os.Symlink(dir, tree+"/closed/link"))
+	must(t, os.Chmod(tree+"/closed/sub", 0))
+	must(t, os.Chmod(tree+"/closed", 0o500))
+	wd, err := os.Open(tree)
+	must(t, err)
+	fd := int(wd.Fd())
+	const deep = 3000 // longer than any path
+	for range deep {
+		must(t, unix.Mkdirat(fd, "directory", 0o700))
+		next, err := unix.Openat(fd, "directory", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		must(t, unix.Fchmod(fd, 0o500))
+		if fd != int(wd.Fd()) {
+			unix.Close(fd)
+		}
+		fd = next
+	}
+	unix.Close(fd)
+	wd.Close()
+	var limit, few unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	few = limit
+	few.Cur = 256
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	must(t, RemoveTree(tree))
+	must(t, RemoveTree(tree))
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
 }

@@ -20,7 +20,7 @@ import (
 // maxSmall bounds what is read of a small file. Nothing honest comes near it.
 const maxSmall = 256 << 20
 
-// touchInterval is how stale a last use may be. Finer would write at every look; collection does not need it.
+// touchInterval is how stale a last use may be that was noted without a lease.
 const touchInterval = time.Hour
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -37,7 +37,7 @@ func (e *DamagedError) Error() string { return e.Ref.String() + " is damaged: " 
 type Item struct {
 	Key  string
 	Size int64     // as it lies on the disk
-	Used time.Time // the last use, at most an hour old
+	Used time.Time // the last use
 	path string
 }
 
@@ -155,10 +155,12 @@ func decode(kind Kind, key string, r io.Reader, size int64) ([]byte, error) {
 	return data, nil
 }
 
-// touch notes a use, at most hourly. A time in the future is a clock that was set back: it is corrected too.
+// touch notes a use: once under each lease, because that is how a collection knows what a lease covers; without one at most
+// hourly. A time in the future is a clock that was set back: it is corrected too.
 func (s *Store) touch(path string, fi fs.FileInfo) {
 	now := s.opts.Now()
-	if age := now.Sub(fi.ModTime()); age > touchInterval || age < -touchInterval {
+	leased := fi.ModTime().UnixNano() < s.since.Load()
+	if age := now.Sub(fi.ModTime()); leased || age > touchInterval || age < -touchInterval {
 		_ = os.Chtimes(path, time.Time{}, now) // somebody else's turn when it fails: a use is no promise
 	}
 }
@@ -182,7 +184,11 @@ func (s *Store) write(kind Kind, key string, data []byte, sync bool) error {
 	} else {
 		data = seal(kind, key, data)
 	}
-	return s.publish(s.filePath(kind, key), data, string(kind), sync)
+	err := s.publish(s.filePath(kind, key), data, string(kind), sync)
+	if err == nil {
+		s.grow(inBlocks(int64(len(data)))) // what it replaces is small: the next counting sees that it is gone
+	}
+	return err
 }
 
 // publish makes a file appear at path, whole or not at all.
@@ -213,10 +219,25 @@ func (s *Store) Remove(kind Kind, key string) error {
 	if !kind.small() {
 		return fmt.Errorf("remove %s %s: not a small file", kind, key)
 	}
-	if err := os.Remove(s.filePath(kind, key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.removeFile(s.filePath(kind, key)); err != nil {
 		return fmt.Errorf("remove %s %s: %w", kind, key, err)
 	}
 	return nil
+}
+
+// removeFile removes a file, if it is there, and notes what that frees.
+func (s *Store) removeFile(path string) error {
+	fi, err := os.Lstat(path)
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		s.grow(-diskSize(fi))
+	}
+	return err
 }
 
 // Touch notes a use of something that was not read through Read.
@@ -299,6 +320,7 @@ type FileWriter struct {
 	ctx  context.Context
 	kind Kind
 	f    *tempFile
+	size int64
 }
 
 // Create begins an index. Its key may be found out while it is written.
@@ -318,7 +340,9 @@ func (w *FileWriter) Write(p []byte) (int, error) {
 	if w.ctx.Err() != nil {
 		return 0, context.Cause(w.ctx)
 	}
-	return w.f.Write(p)
+	n, err := w.f.Write(p)
+	w.size += int64(n)
+	return n, err
 }
 
 // Commit publishes the file under its key.
@@ -342,6 +366,7 @@ func (w *FileWriter) commit(key string) error {
 	if err := w.f.rename(w.s.filePath(w.kind, key)); err != nil {
 		return err
 	}
+	w.s.grow(inBlocks(w.size))
 	w.s.point(string(w.kind) + ".published")
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -28,16 +29,20 @@ type entity struct {
 	refs   []Ref
 	pinned bool
 
-	name     Name   // of a KindName
-	idKind   string // of a KindDir
-	complete bool   // of a KindDir: it has a marker
+	name     Name      // of a KindName
+	idKind   string    // of a KindDir and a KindMount
+	complete bool      // of a KindDir: it has a marker
+	mount    MountNote // of a KindMount
+	measured int64     // of a KindMount: its size if that was measured since it was last used, else negative
 }
 
 // graph is what is in a store and what stands on what.
 type graph struct {
 	all   map[Ref]*entity
 	order []*entity // by rank: what refers comes before what it refers to
-	total int64
+	total int64     // of all entities, and fixed
+
+	fixed int64 // what the store itself takes: directories, locks, marks
 }
 
 func (g *graph) add(e *entity) {
@@ -63,7 +68,95 @@ func (s *Store) list() (*graph, error) {
 	if err := s.listDirs(g); err != nil {
 		return nil, fmt.Errorf("list directories: %w", err)
 	}
+	if err := s.listMounts(g); err != nil {
+		return nil, fmt.Errorf("list cache mounts: %w", err)
+	}
+	for _, k := range []Kind{KindContext, KindDownload} {
+		if err := s.listPlain(g, k); err != nil {
+			return nil, fmt.Errorf("list %ss: %w", k, err)
+		}
+	}
+	if err := s.listFixed(g); err != nil {
+		return nil, fmt.Errorf("list the store: %w", err)
+	}
 	return g, nil
+}
+
+// plainDirs are the directories whose files nothing refers to. They belong to package buildctx, which makes anew what is gone.
+var plainDirs = map[Kind]string{KindContext: contextDir, KindDownload: DownloadsDir}
+
+const contextDir = "context"
+
+// listPlain adds the files of a directory that need not be there. What is being written is passed over.
+func (s *Store) listPlain(g *graph, kind Kind) error {
+	entries, err := os.ReadDir(s.path(plainDirs[kind]))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || !fi.Mode().IsRegular() || kind == KindDownload && strings.HasPrefix(e.Name(), downloadTemp) {
+			continue
+		}
+		g.add(&entity{
+			ref: Ref{Kind: kind, Key: e.Name()}, path: s.path(plainDirs[kind], e.Name()),
+			size: diskSize(fi), seen: fi.ModTime(), used: fi.ModTime(),
+		})
+	}
+	return err
+}
+
+// listFixed adds up what no collection can take: the store's own files and its directories.
+func (s *Store) listFixed(g *graph) error {
+	kinds, err := s.idKinds()
+	if err != nil {
+		return err
+	}
+	dirs := []string{"", lockDir, tmpDir, trashDir, leaseDir, localDir, "blobs", blobDir, contextDir, DownloadsDir, bootDir}
+	for _, k := range smallKinds {
+		dirs = append(dirs, string(k))
+	}
+	for _, k := range kinds {
+		for _, d := range []string{"", "/" + localDirs, "/" + localTmp, "/" + localTrash, "/" + mountDir, "/" + mountNotes} {
+			dirs = append(dirs, localDir+"/"+k+d)
+		}
+	}
+	runs, err := os.ReadDir(s.path(bootDir))
+	if err != nil {
+		return err
+	}
+	for _, r := range runs {
+		dirs = append(dirs, bootDir+"/"+r.Name())
+	}
+	for _, d := range dirs {
+		if fi, err := os.Lstat(s.path(d)); err == nil {
+			g.fixed += diskSize(fi)
+		}
+		if err := s.listFixedIn(g, d); err != nil {
+			return err
+		}
+	}
+	g.total += g.fixed
+	return nil
+}
+
+// listFixedIn adds up the fans of a directory of small files, and the files of the others.
+func (s *Store) listFixedIn(g *graph, dir string) error {
+	fans := Kind(dir).small()
+	files := dir == "" || dir == lockDir || dir == leaseDir || strings.HasPrefix(dir, bootDir+"/") || strings.HasSuffix(dir, "/"+mountNotes)
+	if !fans && !files {
+		return nil
+	}
+	entries, err := os.ReadDir(s.path(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil && fi.IsDir() == fans {
+			g.fixed += diskSize(fi)
+		}
+	}
+	return err
 }
 
 func (s *Store) listBlobs(g *graph) error {
@@ -135,7 +228,7 @@ func (s *Store) resolve(g *graph, refs References) error {
 			if err := s.resolveName(e); err != nil {
 				return err
 			}
-		case refs != nil && e.ref.Kind.small() && e.ref.Kind != KindIndex:
+		case refs != nil && e.ref.Kind.small() && e.ref.Kind != KindIndex && e.ref.Kind != KindText:
 			data, err := s.peek(e.ref.Kind, e.ref.Key)
 			var damaged *DamagedError
 			if errors.Is(err, fs.ErrNotExist) || errors.As(err, &damaged) {
@@ -145,6 +238,30 @@ func (s *Store) resolve(g *graph, refs References) error {
 				return err
 			}
 			e.refs = refs(e.ref.Kind, e.ref.Key, data)
+		}
+	}
+	return nil
+}
+
+// relist reads the names again, because they may have come and gone since the graph was made.
+func (s *Store) relist(g *graph) error {
+	old := g.order
+	g.order, g.total = nil, g.fixed
+	for it, err := range s.List(KindName) {
+		if err != nil {
+			return fmt.Errorf("list names: %w", err)
+		}
+		e := &entity{ref: Ref{Kind: KindName, Key: it.Key}, path: it.path, size: it.Size, seen: it.Used, used: it.Used}
+		if err := s.resolveName(e); err != nil {
+			return err
+		}
+		g.add(e)
+	}
+	for _, e := range old {
+		if e.ref.Kind != KindName {
+			g.add(e)
+		} else if now := g.all[e.ref]; now == e {
+			delete(g.all, e.ref)
 		}
 	}
 	return nil
@@ -251,26 +368,4 @@ func (g *graph) oldest() []*entity {
 // inDeletionOrder sorts what is to be removed.
 func inDeletionOrder(v []*entity) {
 	slices.SortStableFunc(v, func(a, b *entity) int { return a.ref.Kind.rank() - b.ref.Kind.rank() })
-}
-
-// Usage is what a kind takes on the disk.
-type Usage struct {
-	Count int
-	Size  int64
-}
-
-// Usage adds up what is in the store, by kind.
-func (s *Store) Usage() (map[Kind]Usage, error) {
-	g, err := s.list()
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[Kind]Usage)
-	for _, e := range g.order {
-		u := out[e.ref.Kind]
-		u.Count++
-		u.Size += e.size
-		out[e.ref.Kind] = u
-	}
-	return out, nil
 }

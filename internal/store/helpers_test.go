@@ -144,3 +144,15 @@ func kinds(ps []Problem) string {
 	}
 	return strings.TrimSpace(b.String())
 }
+
+// allOf lists what a collection could take.
+func allOf(t testing.TB, s *Store) []Ref {
+	t.Helper()
+	g, err := s.list()
+	must(t, err)
+	var refs []Ref
+	for _, e := range g.order {
+		refs = append(refs, e.ref)
+	}
+	return refs
+}

@@ -25,6 +25,8 @@ type Lease struct {
 // Lease takes a lease.
 func (s *Store) Lease() (*Lease, error) {
 	for {
+		now := s.opts.Now()
+		s.since.Store(now.UnixNano())
 		f, err := createLocked(s.path(leaseDir, randomName()))
 		if err != nil {
 			return nil, fmt.Errorf("take a lease: %w", err)
@@ -32,7 +34,7 @@ func (s *Store) Lease() (*Lease, error) {
 		if f == nil {
 			continue // taken for rubbish before it could be locked
 		}
-		if _, err := fmt.Fprintf(f, "since %d\n", s.opts.Now().UnixNano()); err != nil {
+		if _, err := fmt.Fprintf(f, "since %d\n", now.UnixNano()); err != nil {
 			os.Remove(f.Name())
 			f.Close()
 			return nil, fmt.Errorf("take a lease: %w", err)
@@ -92,11 +94,14 @@ type leases struct {
 	oldest time.Time // when the oldest lease was taken; zero: there is none
 }
 
-// covers reports whether something last used at a time must have been used under a lease that is still held. A look
-// that finds something used within the last hour does not touch it, hence the interval.
+// covers reports whether something last used at a time may have been used under a lease that is still held.
 func (l *leases) covers(used time.Time) bool {
-	return !l.oldest.IsZero() && used.After(l.oldest.Add(-touchInterval))
+	return !l.oldest.IsZero() && used.After(l.oldest.Add(-clockSlack))
 }
+
+// clockSlack is how far the time of a file that was just written may lie before what the clock says: the kernel stamps files
+// with a clock that stands still between ticks, and some file systems keep only seconds.
+const clockSlack = 2 * time.Second
 
 // readLeases reads the leases of the living and, if sweep is set, removes those of the dead.
 func (s *Store) readLeases(sweep bool) (*leases, error) {

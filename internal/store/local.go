@@ -101,6 +101,7 @@ func (s *Store) markDir(dir, idKind string, size int64) error {
 	if err := os.Rename(temp, dir+"/"+markerFile); err != nil {
 		return err
 	}
+	s.grow(size)
 	s.point("dir.published")
 	return nil
 }
@@ -121,7 +122,7 @@ func (s *Store) DirReady(idKind, key string) bool {
 		return false
 	}
 	s.touch(dir+"/"+markerFile, fi)
-	return true
+	return s.decided(dir)
 }
 
 func readMarker(dir string) (marker, fs.FileInfo, error) {

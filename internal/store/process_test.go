@@ -214,14 +214,11 @@ func workTemp(s *Store, _ *rand.Rand) error {
 func workCollect(s *Store, r *rand.Rand) error {
 	future := &Store{dir: s.dir, boot: s.boot, opts: s.opts}
 	future.opts.Now = func() time.Time { return time.Now().Add(3 * time.Hour) }
-	u, err := s.Usage()
+	g, err := s.list()
 	if err != nil {
 		return err
 	}
-	var total int64
-	for _, k := range u {
-		total += k.Size
-	}
+	total := g.total
 	_, err = future.Collect(context.Background(), CollectOptions{Limited: true, Limit: total / int64(1+r.IntN(3)), References: testReferences})
 	var busy *BusyError
 	if errors.As(err, &busy) {

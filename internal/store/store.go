@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -47,10 +48,14 @@ const (
 	KindText   Kind = "text"   // text shared by records
 	KindBlob   Kind = "blob"   // in blobs/sha256, named by digest
 	KindDir    Kind = "dir"    // a directory below local/, named "<id-kind>/<key>"
+	// Nothing refers to these.
+	KindMount    Kind = "mount"    // a cache mount, named "<id-kind>/<name>"
+	KindContext  Kind = "context"  // what is known of the files of one context directory
+	KindDownload Kind = "download" // a file that was fetched for ADD or a context, or a note about it
 )
 
 // deletionOrder is also the rank of a kind: references lead from a lower rank to a higher one.
-var deletionOrder = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText, KindBlob, KindDir}
+var deletionOrder = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText, KindBlob, KindDir, KindMount, KindContext, KindDownload}
 
 // smallKinds are the kinds that are plain files under a key.
 var smallKinds = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText}
@@ -90,6 +95,9 @@ type Store struct {
 	mu      sync.Mutex
 	session *tempDir // holds what is being written; made when the first thing is
 	serial  int
+
+	since atomic.Int64 // when the newest lease of this process was taken; 0: it took none
+	grown atomic.Int64 // bytes that this process added and did not tell yet: see tell
 }
 
 // Open opens the store in dir and creates it when there is none.
@@ -225,7 +233,7 @@ func (s *Store) create() error {
 		}
 	}
 	s.point("create.dirs")
-	for _, f := range [][2]string{{layoutFile, layoutContent}, {indexFile, emptyIndex}, {versionFile, formatVersion}} {
+	for _, f := range [][2]string{{layoutFile, layoutContent}, {indexFile, emptyIndex}, {usageFile, usageNone}, {versionFile, formatVersion}} {
 		if err := s.createFile(f[0], f[1]); err != nil {
 			return err
 		}
@@ -262,7 +270,7 @@ func (s *Store) refuseForeign() error {
 	if err != nil {
 		return err
 	}
-	known := append(layout(), layoutFile, indexFile, versionFile)
+	known := append(layout(), layoutFile, indexFile, usageFile, versionFile)
 	begun := len(names) == 0
 	for _, e := range names {
 		if e.Name() == lockDir {
@@ -307,9 +315,10 @@ func (s *Store) probeLocks() error {
 // Dir returns the store's directory.
 func (s *Store) Dir() string { return s.dir }
 
-// Close gives up what this process holds in the store. It need not be called: a process that ends leaves an empty
-// directory that the next collection takes away.
+// Close gives up what this process holds in the store, and tells what it added to it. It need not be called: a process that
+// ends leaves an empty directory that the next collection takes away, and the next counting finds what it added.
 func (s *Store) Close() error {
+	s.tell()
 	s.mu.Lock()
 	t := s.session
 	s.session = nil

@@ -22,8 +22,13 @@ const (
 	rememberedBoots = 64
 )
 
-// recoverTrash puts back what a collection that was killed had not decided upon. The collect lock is held.
+// recoverTrash puts back what a collection that was killed had not decided upon, and goes on removing what it had. The collect
+// lock is held.
 func (s *Store) recoverTrash() error {
+	recover := func(from, to string) error { return restore(from, to) }
+	if s.rubbish() {
+		recover = func(from, _ string) error { return discard(from) }
+	}
 	dirs := []string{s.path(trashDir)}
 	kinds, err := s.idKinds()
 	if err != nil {
@@ -47,12 +52,31 @@ func (s *Store) recoverTrash() error {
 			if err != nil || !filepath.IsLocal(rel) {
 				continue
 			}
-			if err := restore(d+"/"+e.Name(), s.path(rel)); err != nil {
-				return fmt.Errorf("undo an interrupted collection: %w", err)
+			if err := recover(d+"/"+e.Name(), s.path(rel)); err != nil {
+				return fmt.Errorf("finish an interrupted collection: %w", err)
 			}
 		}
 	}
+	for _, f := range []string{decidingFile, decidedFile} { // last: who waits for it finds everything in its place
+		if err := os.Remove(s.path(trashDir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	return nil
+}
+
+// discard removes what is pending in a trash, or makes it rubbish for who can.
+func discard(path string) error {
+	fi, err := os.Lstat(path)
+	if err == nil && fi.IsDir() {
+		err = os.Rename(path, path[:len(path)-len(baseName(path))]+randomName())
+	} else if err == nil {
+		err = os.Remove(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // sweep takes away what dead processes left, and returns how many traces there were. The collect lock is held.
@@ -275,17 +299,10 @@ func (s *Store) emptyLocalTrash(ctx context.Context, remove func(context.Context
 	return nil
 }
 
-// removeAll removes a tree of the caller's own, directories without permissions included.
+// removeAll removes a tree of the caller's own. Most have nothing that needs more than the library does.
 func removeAll(dir string) error {
-	err := os.RemoveAll(dir)
-	if !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if e != nil && e.IsDir() && errors.Is(err, fs.ErrPermission) || err == nil && e.IsDir() {
-			_ = os.Chmod(path, 0o700)
-		}
+	if os.RemoveAll(dir) == nil {
 		return nil
-	})
-	return os.RemoveAll(dir)
+	}
+	return RemoveTree(dir)
 }

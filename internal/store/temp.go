@@ -46,7 +46,7 @@ func newTempDir(parent string) (*tempDir, error) {
 
 func (t *tempDir) release() error {
 	t.once.Do(func() {
-		t.err = os.RemoveAll(t.dir)
+		t.err = removeAll(t.dir)
 		if t.err == nil {
 			t.err = os.Remove(t.lock.Name())
 		}
