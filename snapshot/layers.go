@@ -221,6 +221,19 @@ func (l *Layers) AddRemote(diffID digest.Digest, desc ocispec.Descriptor, repo s
 	return l.addBlob(context.Background(), diffID, Blob{Descriptor: desc, Repos: []string{repo}, Made: MadePulled})
 }
 
+// Know notes which blob of a layer an image names, if nothing is known of the layer: a collection takes the notes of a layer that no
+// record stands on, also when the layer's blob stays because of an image. An empty repo is none.
+func (l *Layers) Know(diffID digest.Digest, desc ocispec.Descriptor, repo string) error {
+	if l.st.Has(store.KindLayer, diffID.String()) {
+		return nil
+	}
+	b := Blob{Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}, Made: MadePulled}
+	if repo != "" {
+		b.Repos = []string{repo}
+	}
+	return l.addBlob(context.Background(), diffID, b)
+}
+
 // Here reports whether a blob of the layer is in the store.
 func (l *Layers) Here(diffID digest.Digest) bool {
 	if diffID.Validate() != nil {

@@ -92,9 +92,9 @@ func (a *app) execute(ctx context.Context, args []string, g *globalFlags) error 
 func withBuildWord(args []string) []string {
 	for i := 0; i < len(args); i++ {
 		switch arg := args[i]; {
-		case arg == "--root" || arg == "--insecure" || arg == "--registry-mirror":
+		case arg == "--root" || arg == "--insecure" || arg == "--registry-mirror" || arg == "--store-limit":
 			i++
-		case strings.HasPrefix(arg, "--root="), strings.HasPrefix(arg, "--insecure="), strings.HasPrefix(arg, "--registry-mirror="), arg == "--offline", strings.HasPrefix(arg, "--offline="):
+		case strings.HasPrefix(arg, "--root="), strings.HasPrefix(arg, "--store-limit="), strings.HasPrefix(arg, "--insecure="), strings.HasPrefix(arg, "--registry-mirror="), arg == "--offline", strings.HasPrefix(arg, "--offline="):
 		case arg == "--help", arg == "-h", arg == "--version", arg == "-v":
 			return args
 		case len(arg) > 1 && arg[0] == '-':
@@ -122,7 +122,8 @@ func (a *app) rootCommand(g *globalFlags) *cobra.Command {
 	same := a.buildCommand(g)
 	same.Use = "build [flags] PATH | URL | -"
 	same.Short = "Build an image (the same as without the word)"
-	root.AddCommand(same, a.pushCommand(g), a.imagesCommand(g), a.rmiCommand(g), a.tagCommand(g), a.loginCommand(g), a.doctorCommand(g), a.versionCommand())
+	root.AddCommand(same, a.pushCommand(g), a.imagesCommand(g), a.rmiCommand(g), a.tagCommand(g), a.loginCommand(g), a.doctorCommand(g), a.versionCommand(),
+		a.duCommand(g), a.pruneCommand(g), a.storeCommand(g))
 	root.InitDefaultHelpCmd()
 	return root
 }
@@ -130,6 +131,7 @@ func (a *app) rootCommand(g *globalFlags) *cobra.Command {
 // globalFlags are the flags every command has.
 type globalFlags struct {
 	root         string
+	storeLimit   string
 	insecure     []string
 	mirrors      []string
 	offline      bool
@@ -138,6 +140,7 @@ type globalFlags struct {
 
 func (g *globalFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&g.root, "root", g.root, "the store's `DIR` (default $BUILD_ROOT, else $XDG_DATA_HOME/build, for root /var/lib/build)")
+	fs.StringVar(&g.storeLimit, "store-limit", g.storeLimit, "`SIZE` below which builds keep the store, a share of the disk such as 15%, or off (default $BUILD_STORE_LIMIT, else 10%, but at least 10GB)")
 	fs.StringArrayVar(&g.insecure, "insecure", g.insecure, "registry `HOST` that may be reached by plain HTTP or with a certificate nobody vouches for")
 	fs.StringArrayVar(&g.mirrors, "registry-mirror", g.mirrors, "`HOST=PREFIX`: look for images of HOST below PREFIX first, e.g. docker.io=mirror.example/hub (repeatable; default $BUILD_REGISTRY_MIRRORS, comma-separated)")
 	fs.BoolVar(&g.offline, "offline", g.offline, "open no network connection; what is not in the store is an error")
@@ -183,10 +186,12 @@ Exit codes:
   4    the registry wants other credentials
   5    registry or network
   6    the machine: no room, no permission, no namespaces
+  7    build store check found damage and did not repair it
   129, 130, 143   ended by SIGHUP, SIGINT, SIGTERM
 
 Environment:
   BUILD_ROOT              the store's directory, as --root
+  BUILD_STORE_LIMIT       how large the store may become, as --store-limit
   BUILD_EMULATOR          emulators for images of other machines, as --emulator, comma-separated
   BUILDKIT_PROGRESS       how progress is shown, as --progress
   DOCKER_CONFIG           directory of config.json with credentials and proxies (default ~/.docker)

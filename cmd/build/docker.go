@@ -29,6 +29,17 @@ var dockerCommands = map[string][]string{
 	"image rm":     {"rmi"},
 	"image remove": {"rmi"},
 	"image tag":    {"tag"},
+
+	"builder prune": {"prune"},
+	"buildx prune":  {"prune"},
+	"buildx du":     {"du"},
+}
+
+// dockerWithout are docker's words that mean more than the store when there is a real docker, and only the store when there is none.
+var dockerWithout = map[string][]string{
+	"system df":    {"du"},
+	"system prune": {"prune"},
+	"image prune":  {"prune", "--filter", "type=image"},
 }
 
 // dockerAdvice says what to use instead of commands that a real docker would be needed for.
@@ -78,6 +89,12 @@ func (a *app) routeDocker(args []string, g *globalFlags) ([]string, error) {
 			ours = []string{"build"} // the word keeps a context called like a command a context
 		}
 		return append(append([]string{}, ours...), rest[n:]...), nil
+	}
+	if ours, ok := dockerWithout[strings.Join(rest[:min(2, len(rest))], " ")]; ok && a.findDocker() == "" {
+		for _, note := range notes {
+			a.note("%s", note)
+		}
+		return append(append([]string{}, ours...), rest[2:]...), nil
 	}
 	return nil, a.realDocker(rest)
 }
@@ -158,7 +175,7 @@ func (a *app) realDocker(rest []string) error {
 		}
 	}
 	words := "docker"
-	hint := "what we do: docker build, buildx build, login, push, images, rmi and tag"
+	hint := "what we do: docker build, buildx build, login, push, images, rmi, tag, builder prune and buildx du"
 	for n := min(2, len(rest)); n > 0; n-- {
 		if advice, ok := dockerAdvice[strings.Join(rest[:n], " ")]; ok {
 			hint = advice

@@ -24,6 +24,10 @@ func (a *app) storeOptions(g *globalFlags) (build.StoreOptions, error) {
 	if err != nil {
 		return build.StoreOptions{}, err
 	}
+	limit, err := a.storeLimit(g.storeLimit)
+	if err != nil {
+		return build.StoreOptions{}, err
+	}
 	mirrors, err := a.mirrors(g.mirrors)
 	if err != nil {
 		return build.StoreOptions{}, err
@@ -34,7 +38,7 @@ func (a *app) storeOptions(g *globalFlags) (build.StoreOptions, error) {
 		}
 	}
 	return build.StoreOptions{
-		Root: root, Insecure: g.insecure, Mirrors: mirrors, Offline: g.offline,
+		Root: root, Limit: limit, Insecure: g.insecure, Mirrors: mirrors, Offline: g.offline,
 		DockerConfig: a.dockerConfig(g), CertsDirs: a.certsDirs(),
 	}, nil
 }

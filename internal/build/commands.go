@@ -24,7 +24,7 @@ type ImageRow struct {
 	Name     string
 	Digest   string
 	Platform string
-	Origin   string // built or pulled
+	Origin   string // built, pulled or tagged
 	Complete bool   // every blob is here
 	Created  time.Time
 	Size     int64 // of the layers, compressed
@@ -76,6 +76,9 @@ func Tag(_ context.Context, o StoreOptions, from, to string) error {
 	}
 	if _, platform, ok := strings.Cut(key, " "); ok {
 		ref += " " + platform
+	}
+	if n.Origin == store.Pulled {
+		n.Origin = store.Tagged // a name that was given stays when what was pulled goes
 	}
 	return st.SetName(ref, n)
 }

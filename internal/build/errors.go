@@ -28,6 +28,7 @@ const (
 	ExitAuth        = 4
 	ExitNetwork     = 5
 	ExitEnvironment = 6
+	ExitDamaged     = 7 // of `build store check`: something is damaged and was not repaired
 )
 
 // UsageError is a mistake in what was asked for: flags, paths, names.

@@ -116,9 +116,11 @@ func (n *inside) cacheMount(ctx context.Context, c cacheMount, log io.Writer) (d
 		}
 	}
 	note()
+	free := unlock
 	return dir, func() { // once more: what it takes changed until now
 		note()
-		unlock()
+		free()
+		n.sweeping.Go(func() { n.store.MeasureMount(n.kind, filepath.Base(dir)) })
 	}, nil
 }
 

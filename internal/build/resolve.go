@@ -322,6 +322,13 @@ func (s *session) offerImage(img *registry.Image, open blobSource) (dag.Resolved
 		if err := s.leaseLayer(d); err != nil {
 			return dag.Resolved{}, err
 		}
+		repo := ""
+		if open != nil {
+			repo = img.Repo
+		}
+		if err := s.layers.Know(d, img.Manifest.Layers[i], repo); err != nil {
+			return dag.Resolved{}, err
+		}
 		if open != nil {
 			s.fetches.offer(d, img.Manifest.Layers[i], img.Repo, open)
 		}

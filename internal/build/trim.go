@@ -46,9 +46,10 @@ func (l StoreLimit) in(root string) (int64, error) {
 	return max(l.Bytes, int64(float64(st.Blocks)*float64(st.Bsize)*l.Percent/100)), nil
 }
 
-// A collection leaves this share of the limit, so that not every build that follows causes another. One that could not get below
-// the limit is tried again when so much has come on top, or so much time went by.
-const trimTo, trimSlack, trimAgain = 0.9, 0.1, 10 * time.Minute
+// A collection is due from the first share of the limit on, because the running sum is an estimate, and leaves the second, so that
+// not every build that follows causes another. One that could not get so far is tried again when so much has come on top, or so
+// much time went by.
+const trimFrom, trimTo, trimSlack, trimAgain = 0.95, 0.9, 0.1, 10 * time.Minute
 
 // wantsTrim reports whether a collection is due.
 func wantsTrim(a store.Account, limit int64, now time.Time) bool {
@@ -59,7 +60,7 @@ func wantsTrim(a store.Account, limit int64, now time.Time) bool {
 		return true
 	}
 	stuck := a.Stuck > 0 && a.Bytes <= a.Stuck+int64(float64(limit)*trimSlack) && now.Sub(a.Counted) < trimAgain
-	return a.Bytes > limit && !stuck
+	return a.Bytes > int64(float64(limit)*trimFrom) && !stuck
 }
 
 // trim has the store brought below its limit if the running sum says that it is above.
@@ -91,7 +92,8 @@ func (s *session) trimEarly() {
 	if last := s.store.LastTrim(); last.Error != "" {
 		s.warn("the store could not be kept below its limit at %s: %s", last.Time.Local().Format(time.DateTime), last.Error)
 	}
-	if a := s.store.Account(); a.Stuck > 0 {
+	limit, err := s.opts.Store.Limit.in(s.store.Dir())
+	if a := s.store.Account(); err == nil && a.Stuck > 0 && a.Bytes > limit {
 		s.warn("the store has %s, more than its limit: what is left is in use or has a name; build du shows it, build rmi removes names", units.HumanSize(float64(a.Bytes)))
 	}
 }
@@ -110,6 +112,10 @@ func startTrimmer(root string, limit int64) error {
 		Env:         []string{"GOMAXPROCS=1"},
 		Dir:         "/",
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, // standard input and output are /dev/null
+	}
+	// A shell, or a runner of jobs, may have left descriptors of its own in this process.
+	if err := unix.CloseRange(3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep open files from the process that does it: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the process that does it: %w", err)

@@ -21,8 +21,12 @@ import (
 const (
 	usageFile = "usage"
 	usageHead = "build store usage 1 "
-	usageNone = usageHead + "0 0 0\n"
 )
+
+// emptyUsage is the account of a new store.
+func (s *Store) emptyUsage() string {
+	return fmt.Sprintf("%s0 %d 0\n", usageHead, s.opts.Now().UnixNano())
+}
 
 // Account is what the running sum says.
 type Account struct {

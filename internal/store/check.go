@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,6 +26,7 @@ const (
 	Foreign  ProblemKind = "foreign"  // a file nothing of ours wrote
 	Leftover ProblemKind = "leftover" // a dead process left it; harmless, and the next collection takes it
 	Stuck    ProblemKind = "stuck"    // a lock is held although its holder is dead: a child of it must have it
+	Owner    ProblemKind = "owner"    // it belongs to somebody else, so builds cannot read, replace or remove it
 )
 
 // Problem is one thing that is not as it should be.
@@ -59,18 +61,20 @@ type CheckOptions struct {
 	References  References
 	Verify      func(kind Kind, key string, data []byte) error
 	VerifyIndex func(path string) error
+	// Wait, unless nil, is told who collects or checks already.
+	Wait func(holder string)
 }
 
 // Check reads the whole store and returns what is wrong with it. Builds may go on meanwhile; collections wait.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
-	unlock, err := s.Lock(ctx, collectLock, nil)
+	unlock, err := s.Lock(ctx, collectLock, o.Wait)
 	if err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
 	defer unlock()
 	c := &check{s: s, o: o, ctx: ctx}
 	// What is referred to comes first, so that after a repair what dangles is found in the same run.
-	for _, step := range []func() error{c.trash, c.blobs, c.dirs, c.files, c.names, c.index, c.downloads, c.leftovers, c.locks} {
+	for _, step := range []func() error{c.trash, c.owners, c.blobs, c.dirs, c.files, c.names, c.index, c.downloads, c.leftovers, c.locks} {
 		if err := step(); err != nil {
 			return c.found, fmt.Errorf("check: %w", err)
 		}
@@ -160,6 +164,9 @@ func (c *check) dirs() error {
 	}
 	for _, e := range g.order {
 		if !e.complete {
+			if err := c.unmarked(e); err != nil {
+				return err
+			}
 			continue
 		}
 		m, _, err := readMarker(e.path)
@@ -182,6 +189,75 @@ func (c *check) dirs() error {
 		}
 	}
 	return nil
+}
+
+// markTime is how long a directory may be on its way from its place to its marker.
+const markTime = time.Minute
+
+// unmarked reports a directory that was never finished, or whose marker is damaged. Who wants it makes it anew.
+func (c *check) unmarked(e *entity) error {
+	if c.s.opts.Now().Sub(e.seen) < markTime {
+		return nil
+	}
+	ls, err := c.s.readLeases(false)
+	if err != nil || ls.refs[e.ref] {
+		return err
+	}
+	p := Problem{Kind: Leftover, Ref: e.ref, Path: e.path, Detail: "it has no marker that can be read, so it was never finished"}
+	return c.report(p, func() error {
+		return os.Rename(e.path, c.s.path(localDir, e.idKind, localTrash, randomName()))
+	})
+}
+
+// owners looks for what belongs to another user, as after a build with sudo: it cannot be read, or not be replaced.
+func (c *check) owners() error {
+	var dirs []string
+	for _, d := range append(layout(), contextDir, DownloadsDir) {
+		dirs = append(dirs, d)
+		entries, err := os.ReadDir(c.s.path(d))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		for _, e := range entries {
+			if e.IsDir() && d != trashDir && d != tmpDir {
+				dirs = append(dirs, d+"/"+e.Name())
+			}
+		}
+	}
+	for _, d := range dirs {
+		if err := c.ownersIn(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *check) ownersIn(dir string) error {
+	entries, err := os.ReadDir(c.s.path(dir))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil // what is above says why
+	}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil {
+			continue // gone since
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok || int(st.Uid) == os.Geteuid() {
+			continue
+		}
+		path := c.s.path(dir, e.Name())
+		p := Problem{Kind: Owner, Path: path, Detail: fmt.Sprintf("it belongs to uid %d and the store to uid %d", st.Uid, os.Geteuid())}
+		repair := func() error { return os.Remove(path) }
+		if fi.IsDir() {
+			p.Detail += fmt.Sprintf("; root can mend that: chown -R %d %s", os.Geteuid(), path)
+			repair = nil
+		}
+		if err := c.report(p, repair); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // files reads the small files, what is referred to before what refers to it.

@@ -33,6 +33,8 @@ type CollectOptions struct {
 	// Measure returns what directories in local/<idKind> take on the disk, like RemoveLocal in the process that can look. It is asked
 	// about cache mounts that were used since they were last measured. When it is nil, they count as they were then.
 	Measure Measure
+	// Sizes, as far as it has them, are what things take on the disk, where that was measured.
+	Sizes map[Ref]int64
 	// DryRun changes nothing and says what would go.
 	DryRun bool
 	// Wait, unless nil, is told who collects or checks already, and the collection follows. When it is nil, that is a *BusyError.
@@ -205,6 +207,12 @@ func (c *collection) survey(ctx context.Context) (enough bool, err error) {
 	}
 	if err := c.s.measureMounts(ctx, c.g, c.o.Measure, !c.o.DryRun); err != nil {
 		return false, err
+	}
+	for r, n := range c.o.Sizes {
+		if e := c.g.all[r]; e != nil {
+			c.g.total += n - e.size
+			e.size = n
+		}
 	}
 	c.stats.Before, c.stats.After, c.stats.Fixed = c.g.total, c.g.total, c.g.fixed
 	if !c.o.Limited || c.g.total <= c.o.Limit {

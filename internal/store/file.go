@@ -126,6 +126,13 @@ func (s *Store) Read(kind Kind, key string) ([]byte, error) {
 	return data, nil
 }
 
+// Has reports whether there is something under a key, damaged or not. It is no use.
+func (s *Store) Has(kind Kind, key string) bool {
+	path := s.filePath(kind, key)
+	_, err := os.Lstat(path)
+	return err == nil || errors.Is(err, fs.ErrNotExist) && s.lookAgain(path)
+}
+
 func readError(kind Kind, key string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fs.ErrNotExist // who asks knows the key; the path only confuses

@@ -137,6 +137,25 @@ func (s *Store) noteMountSize(idKind, name string, size int64) {
 	_ = s.publish(dir+"/"+name+sizeSuffix, []byte(strconv.FormatInt(size, 10)+"\n"), mountNotes, false)
 }
 
+// fewFiles is how many files of a cache mount are looked at beside a build: some hundredths of a second.
+const fewFiles = 20_000
+
+// MeasureMount lets the running sum follow a cache mount that a step changed, if it has not too many files for that: those are
+// measured when all is counted. It is to be called in the process that owns the mount.
+func (s *Store) MeasureMount(idKind, name string) {
+	n, err := measureTree(s.MountPath(idKind, name), fewFiles)
+	if err != nil {
+		return
+	}
+	var before int64
+	if f, err := os.Open(s.path(localDir, idKind, mountNotes, name) + sizeSuffix); err == nil {
+		before = readSize(f)
+		f.Close()
+	}
+	s.grow(n - before)
+	s.noteMountSize(idKind, name, n)
+}
+
 // forgetMount removes what was noted of a cache mount that is gone.
 func (s *Store) forgetMount(idKind, name string) {
 	note := s.path(localDir, idKind, mountNotes, name)

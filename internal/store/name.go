@@ -24,6 +24,7 @@ type Origin string
 const (
 	Built  Origin = "built"
 	Pulled Origin = "pulled"
+	Tagged Origin = "tagged" // somebody gave a pulled image another name
 )
 
 // Name is what a reference stands for.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -138,8 +139,13 @@ type inode struct{ dev, ino uint64 }
 
 // MeasureTree returns what a tree takes on the disk, as du(1) counts it: allocated blocks, a file with several names once. It is
 // to be called in the process that owns the tree. What cannot be read is left out and told.
-func MeasureTree(path string) (int64, error) {
-	m := &measurer{links: make(map[inode]bool)}
+func MeasureTree(path string) (int64, error) { return measureTree(path, math.MaxInt) }
+
+// errTooMany says that a tree has more in it than somebody wanted to look at.
+var errTooMany = errors.New("too many files")
+
+func measureTree(path string, most int) (int64, error) {
+	m := &measurer{links: make(map[inode]bool), most: most}
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		if errors.Is(err, unix.ENOENT) {
@@ -163,6 +169,7 @@ func MeasureTree(path string) (int64, error) {
 
 type measurer struct {
 	bytes int64
+	most  int // files to look at
 	links map[inode]bool
 	err   error // the first
 }
@@ -183,6 +190,10 @@ func (m *measurer) count(st *unix.Stat_t) {
 func (m *measurer) walk(fd int) {
 	defer unix.Close(fd)
 	names, err := namesOf(fd)
+	if m.most -= len(names); m.most < 0 {
+		m.err = errTooMany
+		return
+	}
 	if err != nil && m.err == nil {
 		m.err = err
 	}

@@ -233,7 +233,7 @@ func (s *Store) create() error {
 		}
 	}
 	s.point("create.dirs")
-	for _, f := range [][2]string{{layoutFile, layoutContent}, {indexFile, emptyIndex}, {usageFile, usageNone}, {versionFile, formatVersion}} {
+	for _, f := range [][2]string{{layoutFile, layoutContent}, {indexFile, emptyIndex}, {usageFile, s.emptyUsage()}, {versionFile, formatVersion}} {
 		if err := s.createFile(f[0], f[1]); err != nil {
 			return err
 		}

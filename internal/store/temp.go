@@ -95,6 +95,7 @@ func (s *Store) tempIn(parent string) (string, func(), error) {
 // tempFile is a file on its way into the store.
 type tempFile struct {
 	*os.File
+	s    *Store
 	path string
 	done bool // renamed or removed
 	shut bool
@@ -116,7 +117,7 @@ func (s *Store) newTemp() (*tempFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &tempFile{File: f, path: path}, nil
+		return &tempFile{File: f, s: s, path: path}, nil
 	}
 	return nil, fmt.Errorf("%s disappears as soon as it is made", s.path(tmpDir))
 }
@@ -164,8 +165,12 @@ func (f *tempFile) rename(to string) error {
 	err := os.Rename(f.path, to)
 	if errors.Is(err, fs.ErrNotExist) {
 		// The first file of its directory.
-		if mkErr := os.Mkdir(to[:strings.LastIndexByte(to, '/')], 0o700); mkErr != nil && !errors.Is(mkErr, fs.ErrExist) {
+		mkErr := os.Mkdir(to[:strings.LastIndexByte(to, '/')], 0o700)
+		if mkErr != nil && !errors.Is(mkErr, fs.ErrExist) {
 			return mkErr
+		}
+		if mkErr == nil {
+			f.s.grow(block)
 		}
 		err = os.Rename(f.path, to)
 	}
