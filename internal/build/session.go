@@ -272,5 +272,5 @@ func (s *session) statCachePath(dir string) string {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
-	return filepath.Join(s.store.Dir(), "context", digest.FromString(dir).Encoded())
+	return filepath.Join(s.store.Dir(), store.ContextsDir, digest.FromString(dir).Encoded())
 }

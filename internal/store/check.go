@@ -132,8 +132,11 @@ func (c *check) blobs() error {
 		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
 		path := c.s.path(blobDir, e.Name())
 		switch {
-		case d.Validate() != nil || !e.Type().IsRegular():
+		case d.Validate() != nil:
 			err = c.report(Problem{Kind: Foreign, Path: path, Detail: "no blob"}, nil)
+		case !e.Type().IsRegular():
+			err = c.report(Problem{Kind: Damaged, Ref: Ref{Kind: KindBlob, Key: d.String()}, Path: path, Detail: "it is no file"},
+				func() error { return c.s.RemoveBlob(d) })
 		case !c.o.Quick:
 			err = c.blob(d, path)
 		}
@@ -280,7 +283,7 @@ func (c *check) files() error {
 }
 
 func (c *check) file(kind Kind, path string) error {
-	remove := func() error { return os.Remove(path) }
+	remove := func() error { return removeAll(path) }
 	key, data, err := c.readFile(kind, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -124,3 +124,50 @@ func TestCheckNamesStuckLocks(t *testing.T) {
 	}
 	must(t, f.Truncate(0))
 }
+
+// A directory in the place of a file is found and repaired, and does not keep the file from being written again.
+func TestDirectoryInAFilesPlace(t *testing.T) {
+	for _, repair := range []bool{true, false} {
+		s := openTest(t, Options{})
+		d := mustBlob(t, s, []byte("content"))
+		must(t, s.Write(KindRecord, "r", []byte("blob "+d.String()+"\n")))
+		for _, path := range []string{s.BlobPath(d), s.filePath(KindRecord, "r")} {
+			must(t, os.Remove(path))
+			must(t, os.Mkdir(path, 0o700))
+			must(t, os.WriteFile(path+"/x", []byte("x"), 0o600))
+		}
+		var damaged *DamagedError
+		if _, err := s.Read(KindRecord, "r"); !errors.As(err, &damaged) || s.HasBlob(d, -1) {
+			t.Errorf("read as %v, %v", err, s.HasBlob(d, -1))
+		}
+		if repair {
+			ps, err := s.Check(context.Background(), CheckOptions{Repair: true})
+			must(t, err)
+			if kinds(ps) != "damaged damaged" || !ps[0].Repaired || !ps[1].Repaired {
+				t.Errorf("found %v", ps)
+			}
+		}
+		mustBlob(t, s, []byte("content"))
+		must(t, s.Write(KindRecord, "r", []byte("blob "+d.String()+"\n")))
+		if b, err := readBlob(s, d); err != nil || string(b) != "content" {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+}
+
+// A store of which only the version is gone, which a copy that broke off leaves, is taken for one whose making was interrupted.
+func TestVersionLost(t *testing.T) {
+	s := openTest(t, Options{})
+	d := mustBlob(t, s, []byte("content"))
+	_, err := s.SecretKey()
+	must(t, err)
+	for _, dir := range []string{DownloadsDir, ContextsDir} {
+		must(t, os.Mkdir(s.path(dir), 0o700))
+	}
+	must(t, os.Remove(s.path(versionFile)))
+	again, err := Open(s.dir, Options{})
+	must(t, err)
+	if b, err := readBlob(again, d); err != nil || string(b) != "content" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

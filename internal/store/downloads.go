@@ -15,6 +15,9 @@ import (
 // what was not used for longest; nothing in the store refers to it, and every file of it can be lost.
 const DownloadsDir = "http"
 
+// ContextsDir is the directory of what was known of the files of contexts. It belongs to package buildctx, too.
+const ContextsDir = "context"
+
 const (
 	downloadFile = "sha256-" // and the digest of its content
 	downloadNote = "url-"    // and the digest of the URL: what is remembered of it

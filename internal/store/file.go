@@ -118,6 +118,9 @@ func (s *Store) Read(kind Kind, key string) ([]byte, error) {
 	if err != nil {
 		return nil, readError(kind, key, err)
 	}
+	if !fi.Mode().IsRegular() {
+		return nil, &DamagedError{Ref{Kind: kind, Key: key}, "it is no file"}
+	}
 	data, err := decode(kind, key, f, fi.Size())
 	if err != nil {
 		return nil, err
@@ -232,10 +235,12 @@ func (s *Store) Remove(kind Kind, key string) error {
 	return nil
 }
 
-// removeFile removes a file, if it is there, and notes what that frees.
+// removeFile removes a file, or a directory that somebody put in its place, if it is there, and notes what that frees.
 func (s *Store) removeFile(path string) error {
 	fi, err := os.Lstat(path)
-	if err == nil {
+	if err == nil && fi.IsDir() {
+		err = removeAll(path)
+	} else if err == nil {
 		err = os.Remove(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {

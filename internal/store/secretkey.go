@@ -35,5 +35,5 @@ func (s *Store) SecretKey() ([]byte, error) {
 			return nil, fmt.Errorf("make the store's secret key: %w", err)
 		}
 	}
-	return nil, errors.New("the store's secret key is damaged as soon as it is made")
+	return nil, fmt.Errorf("the store's secret key is damaged as soon as it is made: remove %s", s.path(secretKeyFile))
 }

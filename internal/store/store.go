@@ -252,7 +252,8 @@ func (s *Store) createFile(name, content string) error {
 	if _, err := f.Write([]byte(content)); err != nil {
 		return err
 	}
-	if err := f.close(false); err != nil {
+	// Flushed: a store whose version was lost with the power, and the directory entry was not, could never be opened again.
+	if err := f.close(true); err != nil {
 		return err
 	}
 	if err := os.Link(f.path, s.path(name)); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -270,7 +271,7 @@ func (s *Store) refuseForeign() error {
 	if err != nil {
 		return err
 	}
-	known := append(layout(), layoutFile, indexFile, usageFile, versionFile)
+	known := append(layout(), layoutFile, indexFile, usageFile, versionFile, secretKeyFile, DownloadsDir, ContextsDir)
 	begun := len(names) == 0
 	for _, e := range names {
 		if e.Name() == lockDir {

@@ -174,6 +174,12 @@ func (f *tempFile) rename(to string) error {
 		}
 		err = os.Rename(f.path, to)
 	}
+	if errors.Is(err, fs.ErrExist) { // a directory: nothing of ours, and no build would ever get past it
+		if rmErr := removeAll(to); rmErr != nil {
+			return rmErr
+		}
+		err = os.Rename(f.path, to)
+	}
 	if err == nil {
 		f.done = true
 	}
