@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"build/internal/store"
+	"build/internal/tree"
 )
 
 // sampleTar is a layer as a stranger would write it.
@@ -317,4 +318,29 @@ func flipped(b []byte) []byte {
 	b = slices.Clone(b)
 	b[len(b)/2] ^= 1
 	return b
+}
+
+// An index that lies in the place of another's is none, however whole it is: it is made again.
+func TestIndexOfAnotherLayer(t *testing.T) {
+	root := t.TempDir() + "/s"
+	l := openLayers(t, root)
+	one, two := writeLayer(t, l, []testFile{file("a", "one")}), writeLayer(t, l, []testFile{file("b", "two"), file("c", "three")})
+	want := dump(t, l, one.DiffID)
+	path := l.st.IndexPath(indexKey(one.DiffID))
+	other, err := os.ReadFile(l.st.IndexPath(indexKey(two.DiffID)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckIndex(path); !errors.Is(err, tree.ErrCorrupt) {
+		t.Errorf("checked: %v", err)
+	}
+	if got := dump(t, openLayers(t, root), one.DiffID); got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if err := CheckIndex(path); err != nil {
+		t.Error(err)
+	}
 }

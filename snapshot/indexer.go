@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"build/internal/tree"
 )
 
@@ -101,8 +103,8 @@ func (x *indexer) opaque(dir string) error {
 	return x.b.Add(implied)
 }
 
-// write writes the index.
-func (x *indexer) write(w io.Writer) (tree.Summary, error) {
+// write writes the index of a layer.
+func (x *indexer) write(w io.Writer, diffID digest.Digest) (tree.Summary, error) {
 	tw := tree.NewWriter(w)
 	if err := x.b.WriteTo(tw); err != nil {
 		return tree.Summary{}, err
@@ -112,5 +114,6 @@ func (x *indexer) write(w io.Writer) (tree.Summary, error) {
 			tw.Keep(path, buf.Bytes())
 		}
 	}
+	sign(tw, diffID)
 	return tw.Close()
 }

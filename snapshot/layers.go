@@ -320,7 +320,7 @@ func (l *Layers) openOrMakeIndex(ctx context.Context, diffID digest.Digest, fill
 }
 
 func (l *Layers) openIndex(diffID digest.Digest) (*tree.Index, error) {
-	x, err := tree.OpenFile(l.st.IndexPath(indexKey(diffID)))
+	x, err := openSigned(l.st.IndexPath(indexKey(diffID)), diffID)
 	if err != nil {
 		return nil, err
 	}
@@ -370,7 +370,7 @@ func (l *Layers) publishIndex(ctx context.Context, diffID digest.Digest, x *inde
 		return err
 	}
 	defer f.Abort()
-	if _, err := x.write(f); err != nil {
+	if _, err := x.write(f, diffID); err != nil {
 		return err
 	}
 	return f.Commit(indexKey(diffID))

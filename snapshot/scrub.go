@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
@@ -49,17 +50,50 @@ func (l *Layers) Scrub(ctx context.Context, diffIDs []digest.Digest) (removed []
 
 // soundIndex reports whether an index can be read from one end to the other. One that is gone is sound.
 func (l *Layers) soundIndex(diffID digest.Digest) bool {
-	x, err := tree.OpenFile(l.st.IndexPath(indexKey(diffID)))
+	x, err := l.openIndex(diffID)
 	if err != nil {
 		return true // it is gone, or will be made again because of what is wrong with it
 	}
 	defer x.Close()
+	return readThrough(x) == nil
+}
+
+// CheckIndex reports what is wrong with the file of an index, whose name is its key in the store.
+func CheckIndex(path string) error {
+	x, err := openSigned(path, digest.Digest(filepath.Base(path)))
+	if err != nil {
+		return err
+	}
+	defer x.Close()
+	return readThrough(x)
+}
+
+func readThrough(x *tree.Index) error {
 	for _, err := range x.Subtree("") {
 		if err != nil {
-			return false
+			return err
 		}
 	}
-	return true
+	return nil
+}
+
+// signature is kept in an index like the content of a file, under a name that none has. It says of which layer the index is:
+// its checksums hold wherever it lies, and what it says would be believed of another layer.
+const signature = "\x00layer"
+
+func sign(w *tree.Writer, diffID digest.Digest) { w.Keep(signature, []byte(diffID)) }
+
+// openSigned opens the index of a layer at path.
+func openSigned(path string, diffID digest.Digest) (*tree.Index, error) {
+	x, err := tree.OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if of, _ := x.Kept(signature); string(of) != diffID.String() {
+		_ = x.Close() // nothing was written
+		return nil, fmt.Errorf("%s is the index of layer %.80q: %w", path, of, tree.ErrCorrupt)
+	}
+	return x, nil
 }
 
 // sound reports whether a blob is what it is called. One that is gone is.
@@ -96,21 +130,6 @@ func CheckNotes(_ string, data []byte) error {
 	}
 	if m.Version != metaVersion {
 		return fmt.Errorf("notes about a layer of version %d", m.Version)
-	}
-	return nil
-}
-
-// CheckIndex reports what is wrong with the index of a layer at a path, read from one end to the other.
-func CheckIndex(path string) error {
-	x, err := tree.OpenFile(path)
-	if err != nil {
-		return err
-	}
-	defer x.Close()
-	for _, err := range x.Subtree("") {
-		if err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -304,11 +304,12 @@ func (w *Writer) commit() (Layer, error) {
 	if err := w.out.Close(); err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
-	sum, err := w.idx.Close()
+	diffID, size, blobs, err := w.sink.commit()
 	if err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}
-	diffID, size, blobs, err := w.sink.commit()
+	sign(w.idx, diffID)
+	sum, err := w.idx.Close()
 	if err != nil {
 		return Layer{}, fmt.Errorf("write layer: %w", err)
 	}

@@ -22,8 +22,8 @@ import (
 	"build/internal/progress"
 	"build/internal/store"
 	"build/internal/testenv"
-	"build/internal/tree"
 	"build/internal/userns"
+	"build/snapshot"
 )
 
 // These tests send whole builds through the real kernel. Second processes are this test binary again: as the holder and as
@@ -282,20 +282,8 @@ func (w *world) sound() {
 			}
 			return nil
 		},
-		Repair: w.damaged,
-		VerifyIndex: func(path string) error {
-			x, err := tree.OpenFile(path)
-			if err != nil {
-				return err
-			}
-			defer x.Close()
-			for _, err := range x.Subtree("") {
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+		Repair:      w.damaged,
+		VerifyIndex: snapshot.CheckIndex,
 	})
 	must(w.t, err)
 	for _, p := range problems {
