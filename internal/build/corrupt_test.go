@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,7 +12,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"build/internal/progress"
+	"build/snapshot"
 )
 
 // damages are what may happen to a file.
@@ -246,4 +250,37 @@ func TestDamageWhileStreaming(t *testing.T) {
 	file := w.tmp + "/streamed.tar"
 	must(t, os.WriteFile(file, out.Bytes(), 0o600))
 	readArchive(t, file)
+}
+
+// Whoever reads a file of a layer knows its size and reads no further. The digest is compared all the same.
+func TestVerifiedToTheLastByte(t *testing.T) {
+	const content = "what was promised"
+	for name, c := range map[string]struct {
+		have string
+		ok   bool
+	}{"right": {content, true}, "changed": {"What was promised", false}, "short": {content[:5], false}} {
+		r := verified(io.NopCloser(strings.NewReader(c.have)), digest.FromString(content), int64(len(content)), "content")
+		_, err := io.Copy(io.Discard, io.LimitReader(r, int64(len(content))))
+		var lie *snapshot.DigestError
+		if c.ok != (err == nil) || !c.ok && !errors.As(err, &lie) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A base's blob may be gone while its layer is here in another form: an export fetches it again.
+func TestOnlyPlainFormOfABase(t *testing.T) {
+	w := newWorld(t)
+	w.damaged = true
+	w.write("f", "f")
+	df, dest := from("FROM base\nCOPY f /f\n"), w.tmp+"/out.tar"
+	first, _ := w.ok(df, ociTo(dest), epoch(1700000000))
+	w.ok(df, output(Output{Type: OutputLocal, Dest: w.tmp + "/rootfs"})) // read from plain tars, which are kept
+	for _, l := range readArchive(t, dest).manifest.Layers {
+		must(t, os.Remove(w.root+"/blobs/sha256/"+l.Digest.Encoded()))
+	}
+	if again, _ := w.ok(df, ociTo(dest), epoch(1700000000)); again.Digest != first.Digest {
+		t.Errorf("%s, before %s", again.Digest, first.Digest)
+	}
+	readArchive(t, dest)
 }

@@ -92,22 +92,25 @@ func unexplained(err error) bool {
 	return ExitCode(err) == ExitInternal
 }
 
-// verifier is a reader that ends with a DigestError, instead of well, when what was read is not what was promised.
+// verifier is a reader that ends with a DigestError, instead of well, when what was read is not what was promised. It says so
+// with the last byte: who knows the size does not ask for more.
 type verifier struct {
 	io.ReadCloser
 	want digest.Digest
+	left int64
 	what string
 	sum  digest.Digester
 }
 
-func verified(r io.ReadCloser, want digest.Digest, what string) io.ReadCloser {
-	return &verifier{r, want, what, want.Algorithm().Digester()}
+func verified(r io.ReadCloser, want digest.Digest, size int64, what string) io.ReadCloser {
+	return &verifier{r, want, size, what, want.Algorithm().Digester()}
 }
 
 func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.ReadCloser.Read(p)
 	v.sum.Hash().Write(p[:n])
-	if err == io.EOF {
+	v.left -= int64(n)
+	if err == io.EOF || err == nil && v.left == 0 && n > 0 {
 		if got := v.sum.Digest(); got != v.want {
 			return n, &snapshot.DigestError{What: v.what, Want: v.want, Got: got}
 		}

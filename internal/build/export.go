@@ -224,7 +224,7 @@ func (s *session) completeImage(ctx context.Context, img *exporter.Image) error 
 		if s.store.HasBlob(l.Digest, l.Size) {
 			return nil
 		}
-		return s.fetches.blob(ctx, l.DiffID)
+		return s.fetches.original(ctx, l.DiffID, l.Descriptor)
 	})
 }
 
@@ -356,7 +356,7 @@ func (s *session) rootfs(ctx context.Context, p *product) (r exporter.Rootfs, do
 		if err != nil || l.Entry.Digest == [32]byte{} {
 			return r, err
 		}
-		return verified(r, digest.NewDigestFromBytes(digest.SHA256, l.Entry.Digest[:]), "content of /"+l.Entry.Path), nil
+		return verified(r, digest.NewDigestFromBytes(digest.SHA256, l.Entry.Digest[:]), l.Entry.Size, "content of /"+l.Entry.Path), nil
 	}
 	return exporter.Rootfs{Dir: strings.ReplaceAll(p.platform, "/", "_"), Chain: chain, Open: open}, func() { src.Close() }, nil
 }

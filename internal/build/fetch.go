@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,9 +31,9 @@ type fetches struct {
 	slot *semaphore.Weighted
 
 	mu      sync.Mutex
-	flying  map[digest.Digest]*future[struct{}]
-	from    map[digest.Digest]shown // by diffID: the FROM it belongs to
-	offered map[digest.Digest]offer // by diffID: what FROM images of this build say about where a layer can be had
+	flying  map[digest.Digest]*future[struct{}] // by diffID, or by digest of the blob that is wanted
+	from    map[digest.Digest]shown             // by diffID: the FROM it belongs to
+	offered map[digest.Digest]offer             // by diffID: what FROM images of this build say about where a layer can be had
 }
 
 type offer struct {
@@ -59,29 +60,49 @@ func (f *fetches) offer(diffID digest.Digest, desc ocispec.Descriptor, repo stri
 
 // layer makes sure that a blob of the layer is in the store, and its index with it.
 func (f *fetches) layer(ctx context.Context, diffID digest.Digest) error {
-	return f.once(ctx, diffID, f.s.layers.Import)
+	return f.once(ctx, wanted{diffID: diffID, into: f.s.layers.Import})
 }
 
 // blob is layer for one that will be unpacked: the holder makes the index when it does, in the same pass.
 func (f *fetches) blob(ctx context.Context, diffID digest.Digest) error {
-	return f.once(ctx, diffID, f.s.layers.ImportBlob)
+	return f.once(ctx, wanted{diffID: diffID, into: f.s.layers.ImportBlob})
+}
+
+// original makes sure that this very blob of the layer is in the store, which may have the layer in another form only.
+func (f *fetches) original(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor) error {
+	return f.once(ctx, wanted{diffID: diffID, blob: desc, into: f.s.layers.ImportBlob})
 }
 
 // keep stores what a fetch brings.
 type keep func(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error
 
-func (f *fetches) once(ctx context.Context, diffID digest.Digest, into keep) error {
-	if f.s.layers.Here(diffID) {
+// wanted is what a fetch is to bring.
+type wanted struct {
+	diffID digest.Digest
+	blob   ocispec.Descriptor // if it has a digest, this blob of the layer and no other
+	into   keep
+}
+
+func (f *fetches) here(w wanted) bool {
+	if w.blob.Digest == "" {
+		return f.s.layers.Here(w.diffID)
+	}
+	return f.s.store.HasBlob(w.blob.Digest, w.blob.Size)
+}
+
+func (f *fetches) once(ctx context.Context, w wanted) error {
+	if f.here(w) {
 		return nil
 	}
+	key := cmp.Or(w.blob.Digest, w.diffID)
 	f.mu.Lock()
-	fl, ok := f.flying[diffID]
+	fl, ok := f.flying[key]
 	if !ok {
 		fl = &future[struct{}]{done: make(chan struct{})}
-		f.flying[diffID] = fl
+		f.flying[key] = fl
 		go func() {
 			defer close(fl.done)
-			fl.err = f.located(diffID, f.fetch(ctx, diffID, into))
+			fl.err = f.located(w.diffID, f.fetch(ctx, w))
 		}()
 	}
 	f.mu.Unlock()
@@ -100,13 +121,14 @@ func (f *fetches) located(diffID digest.Digest, err error) error {
 	return f.s.located(step, err)
 }
 
-func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) error {
+func (f *fetches) fetch(ctx context.Context, w wanted) error {
+	diffID := w.diffID
 	unlock, err := f.s.store.Lock(ctx, "fetch-"+diffID.Encoded(), nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if f.s.layers.Here(diffID) { // another build was faster
+	if f.here(w) { // another build was faster
 		return nil
 	}
 	f.s.vmu.Lock()
@@ -123,7 +145,10 @@ func (f *fetches) fetch(ctx context.Context, diffID digest.Digest, into keep) er
 	}
 	var errs []error
 	for _, o := range sources {
-		if err := f.fetchFrom(ctx, diffID, o, into); err != nil {
+		if w.blob.Digest != "" && o.desc.Digest != w.blob.Digest {
+			continue
+		}
+		if err := f.fetchFrom(ctx, diffID, o, w.into); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}

@@ -41,8 +41,12 @@ func fullFromRemote(data json.RawMessage) error {
 	return &fullError{d.Exit, d.Room}
 }
 
-// noRoom is what is left on a file system when it counts as full: programs write in pieces, and give up before the last byte.
-const noRoom = 1 << 20
+// What is left on a file system when it counts as full: programs write in pieces, and give up before the last byte; and an
+// overlay takes several inodes for one deletion, which are free again when that failed.
+const (
+	noRoom   = 1 << 20
+	noInodes = 64
+)
 
 // blameRoom adds to the failure of a command that there is no room. It is asked before what the command wrote is removed.
 func (n *inside) blameRoom(err error) error {
@@ -62,8 +66,8 @@ func (n *inside) blameRoom(err error) error {
 	switch {
 	case left < noRoom:
 		return &fullError{exit, units.HumanSize(float64(left)) + " left"}
-	case st.Files > 0 && st.Ffree == 0:
-		return &fullError{exit, "no inode left"}
+	case st.Files > 0 && st.Ffree < noInodes:
+		return &fullError{exit, fmt.Sprintf("%d inodes left", st.Ffree)}
 	}
 	return err
 }

@@ -124,7 +124,7 @@ func (s *session) originalBlob(d digest.Digest) (*ocispec.Descriptor, error) {
 func (s *session) openLayer(diffID digest.Digest, desc ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		if !s.store.HasBlob(desc.Digest, desc.Size) {
-			if err := s.fetches.blob(ctx, diffID); err != nil {
+			if err := s.fetches.original(ctx, diffID, desc); err != nil {
 				return nil, err
 			}
 		}
