@@ -43,6 +43,7 @@ var may = map[string]string{
 	"internal/netlink":  "",
 	"internal/cgroup":   "",
 	"internal/testenv":  "",
+	"internal/torture":  "", // nothing but tests
 	"internal/emulator": "",
 	"bench":             "",
 	"bench/rungs":       "",

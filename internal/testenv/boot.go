@@ -43,7 +43,8 @@ poweroff -f
 
 // Boot runs a shell script as root in a virtual machine with the kernel that testdata/setup/kernel.sh got (Linux 6.1, whose groups
 // are those of cgroup v2), busybox, an ext4 on /disk, and the given files and directories (name in /files: place here), and returns what it printed.
-func Boot(t testing.TB, files map[string]string, script string) string {
+// More are further arguments of qemu, such as disks.
+func Boot(t testing.TB, files map[string]string, script string, more ...string) string {
 	t.Helper()
 	qemu := Tool(t, "qemu-system-x86_64")
 	kernel := filepath.Join(CacheDir(), "kernel", "vmlinuz")
@@ -72,9 +73,10 @@ func Boot(t testing.TB, files map[string]string, script string) string {
 	}
 	ctx, stop := context.WithTimeout(t.Context(), bootTime)
 	defer stop()
-	out, err := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536",
+	args := append([]string{"-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1536",
 		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all",
-		"-nographic", "-no-reboot", "-nic", "none").CombinedOutput()
+		"-nographic", "-no-reboot", "-nic", "none"}, more...)
+	out, err := exec.CommandContext(ctx, qemu, args...).CombinedOutput()
 	text := strings.ReplaceAll(string(out), "\r", "")
 	if err != nil || !strings.Contains(text, "== end of script: ") {
 		t.Fatalf("the virtual machine: %v\n%s", err, text)
