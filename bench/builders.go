@@ -6,80 +6,53 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// job is one workload for one builder.
-type job struct {
-	dir     string
+const oursName = "ours"
+
+// build is one build that a builder is asked for.
+type build struct {
 	context string
-	out     string // "" when nothing is exported
+	kind    outKind
+	dest    string // where what kind says goes
 }
 
-func newJob(dir string, reg *registry, row row) (*job, error) {
-	j := &job{dir: dir, context: filepath.Join(dir, "context")}
-	if err := os.MkdirAll(j.context, 0o755); err != nil {
-		return nil, err
-	}
-	if row.export {
-		j.out = filepath.Join(dir, "image.tar")
-	}
-	return j, row.make(j.context, reg.ref)
-}
-
-// prepare brings the context into the state of the next run.
-func (j *job) prepare(row row) error {
-	if j.out != "" {
-		if err := os.RemoveAll(j.out); err != nil {
-			return err
-		}
-	}
-	if row.change == nil {
-		return nil
-	}
-	return row.change(j.context, strconv.FormatInt(time.Now().UnixNano(), 10))
-}
-
-// builder is one of the programs that are compared.
+// builder is one of the programs that are compared. A state directory holds everything it knows between builds.
 type builder interface {
 	name() string
 	version(ctx context.Context) string
-	build(ctx context.Context, j *job, memory bool) (*sample, error)
-	reset(ctx context.Context) error // forget everything
-	stop()
+	programs() []string                                        // its own, as /proc/PID/exe shows them
+	open(ctx context.Context, state string) (pid int, _ error) // makes the state ready; pid is its daemon, or 0
+	command(ctx context.Context, state string, b build) invocation
+	close(state string) error // ends what open began; the state stays
 }
 
-const oursName = "ours"
-
-// findBuilders returns ours and the peers that are here.
-func findBuilders(c *config, dir, registry string) []builder {
-	list := []builder{&ours{bin: c.ours, state: filepath.Join(dir, "ours"), registry: registry, level: c.level}}
-	for _, peer := range strings.Split(c.peers, ",") {
+// findBuilders returns ours and those peers that are here; what is missing is told.
+func findBuilders(c *config, registry string) ([]builder, []string) {
+	list, notes := []builder{&ours{bin: c.ours, registry: registry, level: c.level}}, []string(nil)
+	for _, peer := range c.peers {
 		switch peer {
-		case "":
 		case "buildah":
 			if bin, err := exec.LookPath("buildah"); err == nil {
-				list = append(list, &buildah{bin: bin, state: filepath.Join(dir, "buildah")})
+				list = append(list, &buildah{bin: bin})
 				continue
 			}
-			fmt.Fprintln(os.Stderr, "bench: buildah is not on PATH and left out")
+			notes = append(notes, "buildah is not on PATH and left out")
 		case "buildkit":
 			client, err := exec.LookPath("buildctl")
 			daemon, err2 := exec.LookPath("buildkitd")
-			if err == nil && err2 == nil {
-				list = append(list, &buildkit{client: client, daemon: daemon, state: filepath.Join(dir, "buildkit"), registry: registry, level: c.level})
+			_, err3 := exec.LookPath("runc")
+			if err == nil && err2 == nil && err3 == nil {
+				list = append(list, &buildKit{client: client, daemon: daemon, registry: registry, level: c.level, running: map[string]*exec.Cmd{}})
 				continue
 			}
-			fmt.Fprintln(os.Stderr, "bench: buildctl and buildkitd are not on PATH and left out")
-		default:
-			fmt.Fprintf(os.Stderr, "bench: no such builder: %s\n", peer)
+			notes = append(notes, "buildctl, buildkitd or runc are not on PATH: BuildKit is left out")
 		}
 	}
-	return list
+	return list, notes
 }
 
 func firstOutput(ctx context.Context, bin string, args ...string) string {
@@ -87,7 +60,8 @@ func firstOutput(ctx context.Context, bin string, args ...string) string {
 	if err != nil {
 		return "unknown: " + err.Error()
 	}
-	return strings.TrimSpace(firstLine(string(out)))
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(line)
 }
 
 // resolved is a program's path as /proc/PID/exe shows it.
@@ -98,115 +72,139 @@ func resolved(bin string) string {
 	return bin
 }
 
+// withTemp makes a command keep temporary files beside its state.
+func withTemp(cmd *exec.Cmd, state string) *exec.Cmd {
+	cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Join(state, "tmp"))
+	return cmd
+}
+
+func makeState(state string) error { return os.MkdirAll(filepath.Join(state, "tmp"), 0o755) }
+
 type ours struct {
-	bin, state, registry string
-	level                int
+	bin, registry string
+	level         int
 }
 
 func (o *ours) name() string                       { return oursName }
 func (o *ours) version(ctx context.Context) string { return firstOutput(ctx, o.bin, "version") }
-func (o *ours) reset(context.Context) error        { return os.RemoveAll(o.state) }
-func (o *ours) stop()                              {}
+func (o *ours) programs() []string                 { return []string{resolved(o.bin)} }
+func (o *ours) close(string) error                 { return nil }
 
-func (o *ours) build(ctx context.Context, j *job, memory bool) (*sample, error) {
-	args := []string{"--root", o.state, "--progress", "plain", "--insecure", o.registry}
-	if j.out != "" {
-		args = append(args, "-o", fmt.Sprintf("type=oci,dest=%s,compression-level=%d", j.out, o.level))
+func (o *ours) open(_ context.Context, state string) (int, error) { return 0, makeState(state) }
+
+func (o *ours) command(ctx context.Context, state string, b build) invocation {
+	args := []string{"--root", filepath.Join(state, "root"), "--progress", "plain", "--insecure", o.registry}
+	switch b.kind {
+	case ociTar:
+		args = append(args, "-o", fmt.Sprintf("type=oci,dest=%s,compression-level=%d", b.dest, o.level))
+	case ociDir:
+		args = append(args, "-o", fmt.Sprintf("type=oci,tar=false,dest=%s,compression-level=%d", b.dest, o.level))
 	}
-	cmd := exec.CommandContext(ctx, o.bin, append(args, j.context)...)
-	return measure(ctx, []*exec.Cmd{cmd}, 0, memory, []string{resolved(o.bin)})
+	return invocation{withTemp(exec.CommandContext(ctx, o.bin, append(args, b.context)...), state)}
 }
 
-type buildah struct{ bin, state string }
+// buildah has no build without a result: it always commits to its storage. Its gzip level cannot be chosen.
+type buildah struct{ bin string }
 
 func (b *buildah) name() string                       { return "buildah" }
 func (b *buildah) version(ctx context.Context) string { return firstOutput(ctx, b.bin, "--version") }
-func (b *buildah) stop()                              { _ = b.reset(context.Background()) }
+func (b *buildah) programs() []string                 { return []string{resolved(b.bin)} }
 
-func (b *buildah) reset(context.Context) error {
+func (b *buildah) open(_ context.Context, state string) (int, error) { return 0, makeState(state) }
+
+func (b *buildah) close(state string) error {
 	// Its storage keeps a bind mount on itself.
-	_ = unix.Unmount(filepath.Join(b.state, "root", "overlay"), unix.MNT_DETACH)
-	return os.RemoveAll(b.state)
+	err := unix.Unmount(filepath.Join(state, "root", "overlay"), unix.MNT_DETACH)
+	if err == unix.EINVAL || err == unix.ENOENT {
+		return nil // none
+	}
+	return err
 }
 
-func (b *buildah) command(ctx context.Context, args ...string) *exec.Cmd {
-	global := []string{"--root", filepath.Join(b.state, "root"), "--runroot", filepath.Join(b.state, "run"), "--storage-driver", "overlay"}
-	return exec.CommandContext(ctx, b.bin, append(global, args...)...)
-}
-
-func (b *buildah) build(ctx context.Context, j *job, memory bool) (*sample, error) {
+func (b *buildah) command(ctx context.Context, state string, j build) invocation {
+	run := func(args ...string) *exec.Cmd {
+		global := []string{"--root", filepath.Join(state, "root"), "--runroot", filepath.Join(state, "run"), "--storage-driver", "overlay"}
+		return withTemp(exec.CommandContext(ctx, b.bin, append(global, args...)...), state)
+	}
 	args := []string{"build", "--layers", "--jobs", "8", "--network", "host", "--tls-verify=false", "-t", "bench"}
 	if runc, err := exec.LookPath("runc"); err == nil {
 		args = append(args, "--runtime", runc) // crun refuses machines with a hybrid cgroup layout
 	}
-	cmds := []*exec.Cmd{b.command(ctx, append(args, j.context)...)}
-	if j.out != "" {
-		cmds = append(cmds, b.command(ctx, "push", "--quiet", "bench", "oci-archive:"+j.out))
+	all := invocation{run(append(args, j.context)...)}
+	switch j.kind {
+	case ociTar:
+		all = append(all, run("push", "--quiet", "bench", "oci-archive:"+j.dest))
+	case ociDir:
+		all = append(all, run("push", "--quiet", "bench", "oci:"+j.dest))
 	}
-	return measure(ctx, cmds, 0, memory, []string{resolved(b.bin)})
+	return all
 }
 
-type buildkit struct {
-	client, daemon, state, registry string
-	level                           int
-	process                         *exec.Cmd
+// buildKit is measured warm: its daemon was started, on the state, before the clock.
+type buildKit struct {
+	client, daemon, registry string
+	level                    int
+	running                  map[string]*exec.Cmd // by state
 }
 
-func (b *buildkit) name() string { return "buildkit" }
-func (b *buildkit) version(ctx context.Context) string {
+func (b *buildKit) name() string { return "buildkit" }
+func (b *buildKit) version(ctx context.Context) string {
 	return firstOutput(ctx, b.daemon, "--version")
 }
-func (b *buildkit) socket() string { return "unix://" + filepath.Join(b.state, "socket") }
+func (b *buildKit) programs() []string { return []string{resolved(b.client), resolved(b.daemon)} }
 
-func (b *buildkit) start(ctx context.Context) error {
-	if b.process != nil {
-		return nil
+func socket(state string) string { return "unix://" + filepath.Join(state, "socket") }
+
+func (b *buildKit) open(ctx context.Context, state string) (int, error) {
+	if d := b.running[state]; d != nil {
+		return d.Process.Pid, nil
 	}
-	if err := os.MkdirAll(b.state, 0o755); err != nil {
-		return err
+	if err := makeState(state); err != nil {
+		return 0, err
 	}
-	config := filepath.Join(b.state, "buildkitd.toml")
+	config := filepath.Join(state, "buildkitd.toml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "[registry.%q]\n  http = true\n", b.registry), 0o644); err != nil {
-		return err
+		return 0, err
 	}
-	log, err := os.Create(filepath.Join(b.state, "log"))
+	log, err := os.Create(filepath.Join(state, "log"))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer log.Close()
-	b.process = exec.Command(b.daemon, "--root", filepath.Join(b.state, "root"), "--addr", b.socket(), "--config", config,
-		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-net=host")
-	b.process.Stdout, b.process.Stderr = log, log
-	if err := b.process.Start(); err != nil {
-		return err
+	d := withTemp(exec.Command(b.daemon, "--root", filepath.Join(state, "root"), "--addr", socket(state), "--config", config,
+		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-net=host"), state)
+	d.Stdout, d.Stderr = log, log
+	if err := d.Start(); err != nil {
+		return 0, err
 	}
-	return waitFor(ctx, "buildkitd", func() bool {
-		return exec.CommandContext(ctx, b.client, "--addr", b.socket(), "debug", "workers").Run() == nil
+	b.running[state] = d
+	staying.add(d.Process.Pid)
+	return d.Process.Pid, waitFor(ctx, "buildkitd, whose log is "+log.Name()+",", func() bool {
+		return exec.CommandContext(ctx, b.client, "--addr", socket(state), "debug", "workers").Run() == nil
 	})
 }
 
-func (b *buildkit) stop() {
-	if b.process == nil {
-		return
+func (b *buildKit) close(state string) error {
+	d := b.running[state]
+	if d == nil {
+		return nil
 	}
-	_ = b.process.Process.Signal(unix.SIGTERM)
-	_ = b.process.Wait()
-	b.process = nil
+	delete(b.running, state)
+	defer staying.drop(d.Process.Pid)
+	if err := d.Process.Signal(unix.SIGTERM); err != nil {
+		return fmt.Errorf("end buildkitd: %w", err)
+	}
+	_ = d.Wait() // it says so when a signal ended it
+	return nil
 }
 
-func (b *buildkit) reset(context.Context) error {
-	b.stop()
-	return os.RemoveAll(b.state)
-}
-
-func (b *buildkit) build(ctx context.Context, j *job, memory bool) (*sample, error) {
-	if err := b.start(ctx); err != nil {
-		return nil, err
+func (b *buildKit) command(ctx context.Context, state string, j build) invocation {
+	args := []string{"--addr", socket(state), "build", "--progress", "plain", "--frontend", "dockerfile.v0", "--local", "context=" + j.context, "--local", "dockerfile=" + j.context}
+	switch j.kind {
+	case ociTar:
+		args = append(args, "--output", fmt.Sprintf("type=oci,dest=%s,compression=gzip,compression-level=%d", j.dest, b.level))
+	case ociDir:
+		args = append(args, "--output", fmt.Sprintf("type=oci,tar=false,dest=%s,compression=gzip,compression-level=%d", j.dest, b.level))
 	}
-	args := []string{"--addr", b.socket(), "build", "--progress", "plain", "--frontend", "dockerfile.v0", "--local", "context=" + j.context, "--local", "dockerfile=" + j.context}
-	if j.out != "" {
-		args = append(args, "--output", fmt.Sprintf("type=oci,dest=%s,compression=gzip,compression-level=%d", j.out, b.level))
-	}
-	cmd := exec.CommandContext(ctx, b.client, args...)
-	return measure(ctx, []*exec.Cmd{cmd}, b.process.Process.Pid, memory, []string{resolved(b.client), resolved(b.daemon)})
+	return invocation{withTemp(exec.CommandContext(ctx, b.client, args...), state)}
 }

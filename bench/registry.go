@@ -2,29 +2,31 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
-// registry is the local registry that all builders pull from.
+// registry is the local registry that all builders pull from. Bases are pushed to it when the first workload needs them.
 type registry struct {
-	addr string
-	cmd  *exec.Cmd
+	addr, dir string
+	bases     string // directory of the layouts that testdata/setup/bases.sh makes
+	layers    []layerShape
+	cmd       *exec.Cmd
+	pushed    map[string]bool
 }
 
-// ref is the name of a base image.
-func (r *registry) ref(name string) string { return r.addr + "/bench/" + name + ":latest" }
-
-// startRegistry starts Debian's docker-registry and fills it with the base images.
-func startRegistry(ctx context.Context, c *config, dir string) (*registry, error) {
+// startRegistry starts Debian's docker-registry on an empty directory.
+func startRegistry(ctx context.Context, dir, bases string, layers []layerShape) (*registry, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	r := &registry{addr: l.Addr().String()}
+	r := &registry{addr: l.Addr().String(), dir: dir, bases: bases, layers: layers, pushed: map[string]bool{}}
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
@@ -40,6 +42,7 @@ func startRegistry(ctx context.Context, c *config, dir string) (*registry, error
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("docker-registry: %w", err)
 	}
+	staying.add(r.cmd.Process.Pid)
 	err = waitFor(ctx, "docker-registry", func() bool {
 		conn, err := net.Dial("tcp", r.addr)
 		if err == nil {
@@ -47,9 +50,6 @@ func startRegistry(ctx context.Context, c *config, dir string) (*registry, error
 		}
 		return err == nil
 	})
-	if err == nil {
-		err = r.fill(ctx, c, dir)
-	}
 	if err != nil {
 		r.stop()
 		return nil, err
@@ -58,56 +58,96 @@ func startRegistry(ctx context.Context, c *config, dir string) (*registry, error
 }
 
 func (r *registry) stop() {
+	staying.drop(r.cmd.Process.Pid)
 	_ = r.cmd.Process.Kill()
 	_ = r.cmd.Wait()
 }
 
-// fill pushes busybox as it is, and the large base made from it.
-func (r *registry) fill(ctx context.Context, c *config, dir string) error {
-	busybox := filepath.Join(c.bases, "busybox")
-	if _, err := os.Stat(busybox); err != nil {
-		return fmt.Errorf("%w (testdata/setup/bases.sh makes it)", err)
+// ref is the name of a base image, which is pushed first if it is not there.
+func (r *registry) ref(ctx context.Context, name string) (string, error) {
+	if name == "" {
+		return "scratch", nil
 	}
-	if err := r.push(ctx, "oci:"+busybox+":latest", "busybox"); err != nil {
+	ref := r.addr + "/bench/" + name + ":latest"
+	if r.pushed[name] {
+		return ref, nil
+	}
+	layout := filepath.Join(r.bases, name)
+	if name == "big" {
+		layout = filepath.Join(r.dir, "layout-big")
+		defer os.RemoveAll(layout)
+		if err := r.makeBig(ctx, layout); err != nil {
+			return "", fmt.Errorf("make the large base: %w", err)
+		}
+	}
+	if _, err := os.Stat(layout); err != nil {
+		return "", fmt.Errorf("%w (testdata/setup/bases.sh makes it; -bases says where)", err)
+	}
+	if _, err := output(ctx, "skopeo", "copy", "--quiet", "--dest-tls-verify=false", "oci:"+layout+":latest", "docker://"+ref); err != nil {
+		return "", err
+	}
+	r.pushed[name] = true
+	return ref, nil
+}
+
+// makeBig adds layers to busybox: the same bytes every time.
+func (r *registry) makeBig(ctx context.Context, layout string) error {
+	if _, err := output(ctx, "cp", "-r", filepath.Join(r.bases, "busybox"), layout); err != nil {
 		return err
 	}
-	layout := filepath.Join(dir, "big")
-	defer os.RemoveAll(layout)
-	if err := output(ctx, "cp", "-r", busybox, layout); err != nil {
-		return err
-	}
-	for i := range c.scale.baseLayers {
-		layer := filepath.Join(dir, "layer.tar")
-		f, err := os.Create(layer)
+	file := filepath.Join(r.dir, "layer.tar")
+	defer os.Remove(file)
+	for i, shape := range r.layers {
+		f, err := os.Create(file)
 		if err != nil {
 			return err
 		}
-		err = writeBigLayer(f, i, c.scale)
+		err = writeBigLayer(f, i, shape)
 		if cerr := f.Close(); err == nil {
 			err = cerr
 		}
 		if err == nil {
-			err = output(ctx, "umoci", "raw", "add-layer", "--image", layout+":latest", layer)
-		}
-		if rerr := os.Remove(layer); err == nil {
-			err = rerr
+			_, err = output(ctx, "umoci", "raw", "add-layer", "--image", layout+":latest", file)
 		}
 		if err != nil {
-			return fmt.Errorf("layer %d of the large base: %w", i, err)
+			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	return r.push(ctx, "oci:"+layout+":latest", "big")
-}
-
-func (r *registry) push(ctx context.Context, src, name string) error {
-	return output(ctx, "skopeo", "copy", "--quiet", "--dest-tls-verify=false", src, "docker://"+r.ref(name))
-}
-
-// output runs a command and returns what it printed when it fails.
-func output(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w\n%s", name, err, tail(out))
-	}
 	return nil
+}
+
+// blobs are the files of an image's layers, as the registry keeps them.
+func (r *registry) blobs(ctx context.Context, name string) ([]string, error) {
+	ref, err := r.ref(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := output(ctx, "skopeo", "inspect", "--raw", "--tls-verify=false", "docker://"+ref)
+	if err != nil {
+		return nil, err
+	}
+	var m manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("manifest of %s: %w", ref, err)
+	}
+	var files []string
+	for _, l := range m.Layers {
+		algorithm, hex, ok := strings.Cut(l.Digest, ":")
+		if !ok || len(hex) < 2 {
+			return nil, fmt.Errorf("manifest of %s: digest %q", ref, l.Digest)
+		}
+		files = append(files, filepath.Join(r.dir, "docker/registry/v2/blobs", algorithm, hex[:2], hex, "data"))
+	}
+	return files, nil
+}
+
+// manifest is what is read of an image's manifest.
+type manifest struct {
+	Config descriptor   `json:"config"`
+	Layers []descriptor `json:"layers"`
+}
+
+type descriptor struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
 }

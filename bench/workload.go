@@ -1,11 +1,9 @@
 package main
 
 import (
-	"archive/tar"
-	"bufio"
 	"bytes"
 	"fmt"
-	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,80 +11,24 @@ import (
 	"time"
 )
 
-// scale says how large the workloads are.
-type scale struct {
-	files, manyFiles int
-	stages           int
-	stageMB          int
-	sleep            string // what each stage does beside computing
-	baseLayers       int
-	baseFiles        int // per layer
-	baseMB           int // per layer
-}
-
-var (
-	full = scale{files: 2000, manyFiles: 50000, stages: 8, stageMB: 20, sleep: "1", baseLayers: 6, baseFiles: 5500, baseMB: 100}
-	tiny = scale{files: 100, manyFiles: 300, stages: 3, stageMB: 1, sleep: "0.1", baseLayers: 2, baseFiles: 50, baseMB: 2}
-)
-
-// row is one line of the table.
-type row struct {
+// workload is a Dockerfile and its context, which several rows may build in turn from one state.
+type workload struct {
 	name   string
-	make   func(dir string, base func(string) string) error // writes the context
-	change func(dir, nonce string) error                    // before each run; nil for none
-	warm   bool                                             // built once before the first measured run
-	cold   bool                                             // from empty state each time
-	export bool                                             // to an OCI archive
+	base   string                        // name of its base in the registry; "" is scratch
+	make   func(dir, base string) error  // writes Dockerfile and context; base is what follows FROM
+	change func(dir, nonce string) error // rewrites one file, or what the workload says; nil: nothing changes
+	alone  func(dir string) []string     // a command that does its longest chain of steps without any builder; nil: not known
+	other  func(dir string, i int) error // makes of the context one of the same shape that shares no file with it; nil: there is no such
+	random bool                          // what steps make differs from build to build: only names and sizes can be compared
 }
 
-const (
-	rowRuns   = "20 RUN true"
-	rowNoRuns = "the same without RUN"
-	runSteps  = 20
-)
+// oldTime is the time of every file: long before any build, so that no program must doubt what it knows about it.
+var oldTime = time.Unix(1700000000, 0)
 
-// rows lists what is measured.
-func rows(s scale) []row {
-	files := func(n int) func(string, func(string) string) error {
-		return func(dir string, base func(string) string) error { return writeFiles(dir, base("busybox"), n) }
-	}
-	stages := func(dir string, base func(string) string) error { return writeStages(dir, base("busybox"), s) }
-	big := func(dir string, base func(string) string) error { return writeBig(dir, base("big")) }
-	marker := func(name string) func(dir, nonce string) error {
-		return func(dir, nonce string) error {
-			return os.WriteFile(filepath.Join(dir, name), []byte(nonce+"\n"), 0o644)
-		}
-	}
-	allInputs := func(dir, nonce string) error {
-		for i := range s.stages {
-			if err := marker(fmt.Sprintf("in%d", i))(dir, nonce); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return []row{
-		{name: fmt.Sprintf("no-op rebuild, %d files", s.files), make: files(s.files), warm: true},
-		{name: fmt.Sprintf("no-op rebuild, %d files, exported", s.files), make: files(s.files), warm: true, export: true},
-		{name: fmt.Sprintf("no-op rebuild, %d files", s.manyFiles), make: files(s.manyFiles), warm: true},
-		{name: fmt.Sprintf("one of %d files changed", s.files), make: files(s.files), warm: true, change: marker(oneFile)},
-		{name: fmt.Sprintf("one of %d files changed, exported", s.files), make: files(s.files), warm: true, change: marker(oneFile), export: true},
-		{name: fmt.Sprintf("cold, %d files, exported", s.files), make: files(s.files), cold: true, export: true},
-		{name: fmt.Sprintf("%d stages, all changed", s.stages), make: stages, warm: true, change: allInputs},
-		{name: fmt.Sprintf("%d stages, all changed, exported", s.stages), make: stages, warm: true, change: allInputs, export: true},
-		{name: rowRuns, make: runs(runSteps), warm: true, change: marker("marker")},
-		{name: rowNoRuns, make: runs(0), warm: true, change: marker("marker")},
-		{name: fmt.Sprintf("cold: pull and unpack a base of %d MB, RUN true", s.baseMB*s.baseLayers), make: big, cold: true},
-		{name: fmt.Sprintf("export an image of %d MB, nothing changed", s.baseMB*s.baseLayers), make: big, warm: true, export: true},
-	}
-}
-
-// oneFile is the file of writeFiles that changes.
-const oneFile = "src/pkg01/lib/file01.txt"
-
-// text returns n bytes that compress about as source code does.
+// text returns n bytes of words, which gzip makes about as small as source code.
 func text(r *rand.Rand, words []string, n int) []byte {
 	var b bytes.Buffer
+	b.Grow(n + 128)
 	for b.Len() < n {
 		for range 10 {
 			b.WriteString(words[r.IntN(len(words))])
@@ -109,111 +51,153 @@ func vocabulary(r *rand.Rand) []string {
 	return words
 }
 
-// writeFiles makes a context of n small files, 50 to a directory, and a RUN that reads their names.
-func writeFiles(dir, base string, n int) error {
-	r := rand.New(rand.NewPCG(1, 1))
+func put(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	return os.Chtimes(path, oldTime, oldTime)
+}
+
+func dockerfile(dir, text string) error {
+	return put(filepath.Join(dir, "Dockerfile"), []byte(text))
+}
+
+// rewrite returns a change that gives one file of the context another content.
+func rewrite(name string) func(dir, nonce string) error {
+	return func(dir, nonce string) error {
+		return os.WriteFile(filepath.Join(dir, name), []byte(nonce+"\n"), 0o644)
+	}
+}
+
+// tinyContext is one small file on a small base.
+func tinyContext() workload {
+	return workload{name: "tiny", base: "busybox", change: rewrite("hello"), make: func(dir, base string) error {
+		if err := put(filepath.Join(dir, "hello"), []byte("hello\n")); err != nil {
+			return err
+		}
+		return dockerfile(dir, "FROM "+base+"\nCOPY hello /hello\nCMD [\"cat\", \"/hello\"]\n")
+	}}
+}
+
+// smallFiles is n files of text, 50 to a directory, and a RUN that reads their names.
+func smallFiles(n int, base string) workload {
+	return workload{name: fmt.Sprintf("files-%d", n), base: base, change: rewrite("src/pkg00/lib/file01.txt"),
+		other: func(dir string, i int) error { return writeSmallFiles(dir, n, uint64(1+i)) },
+		make: func(dir, base string) error {
+			if err := writeSmallFiles(dir, n, 1); err != nil {
+				return err
+			}
+			return dockerfile(dir, "FROM "+base+"\nCOPY src /app/src\nRUN find /app -type f | wc -l > /count\nCMD [\"cat\", \"/count\"]\n")
+		}}
+}
+
+func writeSmallFiles(dir string, n int, seed uint64) error {
+	r := rand.New(rand.NewPCG(seed, 1))
 	words := vocabulary(r)
-	old := time.Unix(1700000000, 0)
 	for i := range n {
 		path := filepath.Join(dir, fmt.Sprintf("src/pkg%02d/lib/file%02d.txt", i/50, i%50))
-		if i%50 == 0 {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := put(path, text(r, words, 512+r.IntN(3584))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The tree is like a directory of installed packages: of 100,000 files, 115,003 entries, 422 MB, half of the files below
+// 3.8 KB. A package has a directory with four directories, and a hundred files in three packages.
+const (
+	treeMedian = 3800  // bytes
+	treeSigma  = 0.457 // of the logarithm of sizes, which makes the mean 4.2 KB
+)
+
+var treeParts = []string{"lib", "dist", "src", "test"}
+
+// packageTree is a tree of n files, copied onto nothing.
+func packageTree(n int) workload {
+	return workload{name: fmt.Sprintf("tree-%d", n), change: rewrite("tree/node_modules/pkg0000/lib/file000000.js"), make: func(dir, _ string) error {
+		if err := writeTree(filepath.Join(dir, "tree"), n); err != nil {
+			return err
+		}
+		return dockerfile(dir, "FROM scratch\nCOPY tree /app\n")
+	}}
+}
+
+func writeTree(dir string, n int) error {
+	r := rand.New(rand.NewPCG(3, 1))
+	words := vocabulary(r)
+	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
+		return err
+	}
+	for p := range (n*3 + 99) / 100 {
+		for _, part := range treeParts {
+			if err := os.MkdirAll(filepath.Join(dir, fmt.Sprintf("node_modules/pkg%04d/%s", p, part)), 0o755); err != nil {
 				return err
 			}
 		}
-		if err := os.WriteFile(path, text(r, words, 512+r.IntN(3584)), 0o644); err != nil {
+	}
+	for i := range n {
+		size := int(treeMedian * math.Exp(treeSigma*r.NormFloat64()))
+		name := filepath.Join(dir, fmt.Sprintf("node_modules/pkg%04d/%s/file%06d.js", i*3/100, treeParts[i%len(treeParts)], i))
+		if err := os.WriteFile(name, text(r, words, size), 0o644); err != nil {
 			return err
 		}
-		if err := os.Chtimes(path, old, old); err != nil {
+		if err := os.Chtimes(name, oldTime, oldTime); err != nil {
 			return err
 		}
 	}
-	return dockerfile(dir, "FROM %s\nCOPY src /app/src\nRUN find /app -type f | wc -l > /count\nCMD [\"cat\", \"/count\"]\n", base)
+	return nil
 }
 
-// writeStages makes stages that do not depend on each other, each waiting and computing, joined at the end.
-func writeStages(dir, base string, s scale) error {
-	var b strings.Builder
-	for i := range s.stages {
-		fmt.Fprintf(&b, "FROM %s AS s%d\nCOPY in%d /in\nRUN sleep %s && dd if=/dev/urandom of=/out bs=1M count=%d 2>/dev/null\n", base, i, i, s.sleep, s.stageMB)
-	}
-	b.WriteString("FROM scratch\n")
-	for i := range s.stages {
-		fmt.Fprintf(&b, "COPY --from=s%d /out /out%d\n", i, i)
-	}
-	return dockerfile(dir, "%s", b.String())
+// onBigBase is a RUN and a file on a large base.
+func onBigBase() workload {
+	return workload{name: "big", base: "big", change: rewrite("marker"), make: func(dir, base string) error {
+		if err := put(filepath.Join(dir, "marker"), []byte("0\n")); err != nil {
+			return err
+		}
+		return dockerfile(dir, "FROM "+base+"\nRUN true\nCOPY marker /marker\n")
+	}}
 }
 
-// runs makes n steps that do nothing.
-func runs(n int) func(string, func(string) string) error {
-	return func(dir string, base func(string) string) error {
+// independentStages are n stages, each of which waits and makes some MB that nothing can compress; the last joins them.
+func independentStages(n, mb int, wait string) workload {
+	step := fmt.Sprintf("sleep %s && dd if=/dev/urandom of=%%s bs=1M count=%d 2>/dev/null", wait, mb)
+	return workload{name: "stages", base: "busybox", random: true,
+		make: func(dir, base string) error {
+			var b strings.Builder
+			for i := range n {
+				fmt.Fprintf(&b, "FROM %s AS s%d\nCOPY in%d /in\nRUN "+step+"\n", base, i, i, "/out")
+				if err := put(filepath.Join(dir, fmt.Sprintf("in%d", i)), fmt.Appendf(nil, "%d\n", i)); err != nil {
+					return err
+				}
+			}
+			b.WriteString("FROM scratch\n")
+			for i := range n {
+				fmt.Fprintf(&b, "COPY --from=s%d /out /out%d\n", i, i)
+			}
+			return dockerfile(dir, b.String())
+		},
+		alone: func(dir string) []string {
+			return []string{"sh", "-c", fmt.Sprintf(step, filepath.Join(dir, "out"))}
+		}}
+}
+
+// runSteps is how many RUN steps the workload for their cost has.
+const runSteps = 20
+
+// trueSteps is n steps that execute a program that does nothing, after a file that can change.
+func trueSteps(n int) workload {
+	return workload{name: fmt.Sprintf("runs-%d", n), base: "busybox", change: rewrite("marker"), make: func(dir, base string) error {
 		var b strings.Builder
-		fmt.Fprintf(&b, "FROM %s\nCOPY marker /\n", base("busybox"))
+		fmt.Fprintf(&b, "FROM %s\nCOPY marker /\n", base)
 		for i := range n {
 			fmt.Fprintf(&b, "RUN [\"/bin/true\", \"%d\"]\n", i)
 		}
-		return dockerfile(dir, "%s", b.String())
-	}
-}
-
-func writeBig(dir, base string) error {
-	return dockerfile(dir, "FROM %s\nRUN true\n", base)
-}
-
-func dockerfile(dir, format string, args ...any) error {
-	return os.WriteFile(filepath.Join(dir, "Dockerfile"), fmt.Appendf(nil, format, args...), 0o644)
-}
-
-// writeBigLayer writes one layer of the large base: many small files and a few large ones, of which half compresses.
-func writeBigLayer(w io.Writer, layer int, s scale) error {
-	r := rand.New(rand.NewPCG(2, uint64(layer)))
-	words := vocabulary(r)
-	bw := bufio.NewWriterSize(w, 1<<20)
-	tw := tar.NewWriter(bw)
-	when := time.Unix(1700000000, 0)
-	top := fmt.Sprintf("usr/lib/layer%d", layer)
-	for _, d := range []string{"usr", "usr/lib", top} {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755, ModTime: when}); err != nil {
+		if err := put(filepath.Join(dir, "marker"), []byte("0\n")); err != nil {
 			return err
 		}
-	}
-	add := func(name string, data []byte) error {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(data)), ModTime: when}); err != nil {
-			return err
-		}
-		_, err := tw.Write(data)
-		return err
-	}
-	left := s.baseMB << 20
-	for i := range s.baseFiles {
-		if i%100 == 0 {
-			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("%s/dir%03d/", top, i/100), Mode: 0o755, ModTime: when}); err != nil {
-				return err
-			}
-		}
-		data := text(r, words, 256+r.IntN(12<<10))
-		left -= len(data)
-		if err := add(fmt.Sprintf("%s/dir%03d/file%02d.txt", top, i/100, i%100), data); err != nil {
-			return err
-		}
-	}
-	noise := make([]byte, 1<<20)
-	for i := 0; left > 0; i++ {
-		half := len(noise) / 2
-		for j := 0; j < half; j += 8 {
-			v := r.Uint64()
-			for k := range 8 {
-				noise[j+k] = byte(v >> (8 * k))
-			}
-		}
-		copy(noise[half:], text(r, words, half))
-		if err := add(fmt.Sprintf("%s/large%03d.bin", top, i), noise); err != nil {
-			return err
-		}
-		left -= len(noise)
-	}
-	if err := tw.Close(); err != nil {
-		return err
-	}
-	return bw.Flush()
+		return dockerfile(dir, b.String())
+	}}
 }
