@@ -71,8 +71,14 @@ func (l *law) solve(x, y []float64) {
 	l.Off = math.Sqrt(sum / float64(len(x)))
 }
 
+// farOff is how wrong a law may be before it says nothing.
+const farOff = 0.4
+
 // words say what the law means.
 func (l law) words() string {
+	if l.Off > farOff {
+		return "follows no such law"
+	}
 	if l.Last < 1.5*l.First {
 		return "does not grow"
 	}

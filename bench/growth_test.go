@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -39,6 +40,9 @@ func TestFit(t *testing.T) {
 		if words := got.words(); !strings.Contains(words[:min(len(words), 30)], tc.words[:8]) {
 			t.Errorf("%+v: %q, want %q", tc.law, words, tc.words)
 		}
+	}
+	if l, err := fit(x, []float64{1, 9, 1, 9, 1, 9}); err != nil || !strings.Contains(l.words(), "no such law") {
+		t.Errorf("noise is a law: %+v, %v", l, err)
 	}
 	if _, err := fit([]float64{1, 2}, []float64{1, 2}); err == nil {
 		t.Error("two points are enough")
@@ -84,8 +88,14 @@ func TestSVG(t *testing.T) {
 	if _, err := (plot{}).svg(); err == nil {
 		t.Error("a plot of nothing is drawn")
 	}
-	a := newAxis([]float64{2, 300}, 0, 300)
-	if a.at(1) != 0 || a.at(10) != 100 || a.at(1000) != 300 || len(a.ticks()) != 4 {
-		t.Errorf("axis %+v has 10 at %v, ticks %v", a, a.at(10), a.ticks())
+	a := newAxis([]float64{3, 16}, 0, 100)
+	if a.lo != 2 || a.hi != 20 || a.at(2) != 0 || a.at(20) != 100 || !slices.Equal(a.ticks(), []float64{2, 5, 10, 20}) {
+		t.Errorf("axis %+v has 20 at %v, ticks %v", a, a.at(20), a.ticks())
+	}
+	if b := newAxis([]float64{0.001, 500}, 0, 1); !slices.Equal(b.ticks(), []float64{0.001, 0.01, 0.1, 1, 10, 100}) || b.hi != 500 {
+		t.Errorf("axis %+v, ticks %v", b, b.ticks())
+	}
+	if c := newAxis([]float64{10}, 0, 1); c.lo != 10 || c.hi != 20 {
+		t.Errorf("axis of one value: %+v", c)
 	}
 }

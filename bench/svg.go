@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"strconv"
 	"strings"
 )
 
@@ -27,9 +28,9 @@ const (
 	plotTop, plotBottom   = 40, 50
 )
 
-// axis maps values to places, logarithmically, over whole parts of decades.
+// axis maps values to places, logarithmically, between two steps.
 type axis struct {
-	lo, hi   float64 // log10
+	lo, hi   float64
 	from, to float64 // places
 }
 
@@ -38,22 +39,44 @@ func newAxis(values []float64, from, to float64) axis {
 	for _, v := range values {
 		lo, hi = min(lo, v), max(hi, v)
 	}
-	a := axis{lo: math.Floor(math.Log10(lo)), hi: math.Ceil(math.Log10(hi)), from: from, to: to}
-	if a.hi == a.lo {
-		a.hi++
+	a := axis{from: from, to: to}
+	for _, v := range steps(lo, hi) {
+		if v <= lo {
+			a.lo = v
+		}
+		if a.hi < hi || a.hi <= a.lo {
+			a.hi = v
+		}
 	}
 	return a
 }
 
-func (a axis) at(v float64) float64 {
-	return a.from + (math.Log10(v)-a.lo)/(a.hi-a.lo)*(a.to-a.from)
+// steps are 1, 2 and 5 times powers of ten, from below one value to above another.
+func steps(lo, hi float64) []float64 {
+	var all []float64
+	for e := int(math.Floor(math.Log10(lo))) - 1; e <= int(math.Ceil(math.Log10(hi)))+1; e++ {
+		for _, m := range []float64{1, 2, 5} {
+			v, err := strconv.ParseFloat(fmt.Sprintf("%ge%d", m, e), 64)
+			if err == nil { // such a number is always one
+				all = append(all, v)
+			}
+		}
+	}
+	return all
 }
 
-// ticks are the powers of ten.
+func (a axis) at(v float64) float64 {
+	return a.from + math.Log(v/a.lo)/math.Log(a.hi/a.lo)*(a.to-a.from)
+}
+
+// ticks are the steps in between; of many, only the powers of ten.
 func (a axis) ticks() []float64 {
 	var all []float64
-	for e := a.lo; e <= a.hi; e++ {
-		all = append(all, math.Pow(10, e))
+	for _, v := range steps(a.lo, a.hi) {
+		power := math.Abs(math.Log10(v)-math.Round(math.Log10(v))) < 1e-9
+		if v >= a.lo && v <= a.hi && (power || a.hi/a.lo <= 200) {
+			all = append(all, v)
+		}
 	}
 	return all
 }
