@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -85,10 +86,19 @@ type ours struct {
 	level         int
 }
 
-func (o *ours) name() string                       { return oursName }
-func (o *ours) version(ctx context.Context) string { return firstOutput(ctx, o.bin, "version") }
-func (o *ours) programs() []string                 { return []string{resolved(o.bin)} }
-func (o *ours) close(string) error                 { return nil }
+func (o *ours) name() string       { return oursName }
+func (o *ours) programs() []string { return []string{resolved(o.bin)} }
+func (o *ours) close(string) error { return nil }
+
+// version ends in what tells two builds of the same version apart.
+func (o *ours) version(ctx context.Context) string {
+	v := firstOutput(ctx, o.bin, "version")
+	data, err := os.ReadFile(o.bin)
+	if err != nil {
+		return v + ", " + err.Error()
+	}
+	return fmt.Sprintf("%s, sha256 %.6x", v, sha256.Sum256(data))
+}
 
 func (o *ours) open(_ context.Context, state string) (int, error) { return 0, makeState(state) }
 

@@ -31,9 +31,9 @@ func (g *growthRun) draw() error {
 	var page strings.Builder
 	page.WriteString("# How cost grows\n\nWritten by `go run ./bench -growth`; the points are in [growth/growth.csv](growth/growth.csv), every run in " +
 		"[growth/growth.json](growth/growth.json).\n\n")
-	fmt.Fprintf(&page, "%s, Linux %s, %d cores; medians of %d runs, store, contexts and results on a tmpfs, gzip level %d. Cold is from an empty "+
+	fmt.Fprintf(&page, "%s, Linux %s, %d cores, load average %.1f at the start; medians of %d runs, store, contexts and results on a tmpfs, gzip level %d. Cold is from an empty "+
 		"store to an OCI archive; no-op is the same once more, with nothing changed and no output. Exponents are those of time = fixed + slope · "+
-		"x^exponent, fitted to the points with relative errors.\n", g.growth.Report.CPU, g.growth.Report.Kernel, g.growth.Report.Cores, g.growth.Report.Runs, g.growth.Report.Level)
+		"x^exponent, fitted to the points with relative errors.\n", g.growth.Report.CPU, g.growth.Report.Kernel, g.growth.Report.Cores, g.growth.Report.Load, g.growth.Report.Runs, g.growth.Report.Level)
 	for _, cv := range curves(false) {
 		by := g.pointsOf(cv.name)
 		if len(by[oursName]) == 0 {

@@ -28,24 +28,41 @@ func (r *report) judge(t target) (verdict, error) {
 	if !ours.ok() || !theirs.ok() {
 		return verdict{}, errNotMeasured
 	}
-	metric := (*cell).wall
+	wall, err := r.pair(t, ours, theirs, (*cell).wall)
+	if err != nil {
+		return verdict{}, err
+	}
+	cpu, err := r.pair(t, ours, theirs, (*cell).cpu)
+	if err != nil {
+		return verdict{}, err
+	}
+	asked, other, names := wall, cpu, [2]string{"wall", "CPU"}
 	if t.Metric == "cpu" {
-		metric = (*cell).cpu
+		asked, other, names = cpu, wall, [2]string{"CPU", "wall"}
 	}
-	a, b := metric(ours), metric(theirs)
-	if t.Minus != "" {
-		ours0, theirs0 := r.cell(t.Minus, oursName), r.cell(t.Minus, t.Against)
-		if !ours0.ok() || !theirs0.ok() {
-			return verdict{}, errNotMeasured
-		}
-		a, b = (a-metric(ours0))/float64(t.Steps), (b-metric(theirs0))/float64(t.Steps)
+	if asked[0] <= 0 {
+		return verdict{}, fmt.Errorf("ours took %s, which no ratio can be made of: measure again on a quieter machine", seconds(asked[0]))
 	}
-	if a <= 0 {
-		return verdict{}, fmt.Errorf("ours took %s, which no ratio can be made of: measure again on a quieter machine", seconds(a))
-	}
-	v := verdict{target: t, value: b / a, text: fmt.Sprintf("%s / %s", seconds(b), seconds(a))}
+	v := verdict{target: t, value: asked[1] / asked[0]}
+	v.text = fmt.Sprintf("%s %s / %s; %s %s / %s", names[0], seconds(asked[1]), seconds(asked[0]), names[1], seconds(other[1]), seconds(other[0]))
 	v.reached = v.value >= t.Reach
 	return v, nil
+}
+
+// pair is a figure of ours and of theirs, or what one step adds to it.
+func (r *report) pair(t target, ours, theirs *cell, metric func(*cell) float64) (p [2]float64, err error) {
+	for i, c := range []*cell{ours, theirs} {
+		p[i] = metric(c)
+		if t.Minus == "" {
+			continue
+		}
+		without := r.cell(t.Minus, c.Builder)
+		if !without.ok() {
+			return p, errNotMeasured
+		}
+		p[i] = (p[i] - metric(without)) / float64(t.Steps)
+	}
+	return p, nil
 }
 
 func (r *report) judgeLimit(t target) (verdict, error) {

@@ -153,6 +153,9 @@ func (c *config) measure(ctx context.Context, dir string, r *report) error {
 	for _, b := range builders {
 		r.Versions[b.name()] = b.version(ctx)
 	}
+	if len(builders) > 1 {
+		r.Versions["runc, which both peers start"] = firstOutput(ctx, "runc", "--version")
+	}
 	for _, m := range missing {
 		r.note(m)
 		fmt.Fprintln(os.Stderr, "bench:", m)

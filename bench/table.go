@@ -95,7 +95,11 @@ func (t *tableRun) context(ctx context.Context, w workload) (string, error) {
 func (t *tableRun) contenders(ctx context.Context, r row, w workload) ([]*contender, error) {
 	var in []*contender
 	add := func(b builder, limit bool) {
-		cl := &cell{Row: r.name, Builder: b.name(), Version: b.version(ctx), When: time.Now().UTC().Truncate(time.Second), LoadBefore: load()}
+		version := t.report.Versions[b.name()]
+		if limit {
+			version = b.version(ctx)
+		}
+		cl := &cell{Row: r.name, Builder: b.name(), Version: version, When: time.Now().UTC().Truncate(time.Second), LoadBefore: load()}
 		in = append(in, &contender{b: b, cell: cl, want: t.c.n, limit: limit})
 	}
 	for _, b := range t.builders {
