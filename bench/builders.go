@@ -12,7 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const oursName = "ours"
+const (
+	oursName     = "ours"
+	buildahName  = "buildah"
+	buildkitName = "buildkit"
+)
 
 // build is one build that a builder is asked for.
 type build struct {
@@ -36,13 +40,13 @@ func findBuilders(c *config, registry string) ([]builder, []string) {
 	list, notes := []builder{&ours{bin: c.ours, registry: registry, level: c.level}}, []string(nil)
 	for _, peer := range c.peers {
 		switch peer {
-		case "buildah":
+		case buildahName:
 			if bin, err := exec.LookPath("buildah"); err == nil {
 				list = append(list, &buildah{bin: bin})
 				continue
 			}
 			notes = append(notes, "buildah is not on PATH and left out")
-		case "buildkit":
+		case buildkitName:
 			client, err := exec.LookPath("buildctl")
 			daemon, err2 := exec.LookPath("buildkitd")
 			_, err3 := exec.LookPath("runc")
@@ -105,6 +109,9 @@ func (o *ours) open(_ context.Context, state string) (int, error) { return 0, ma
 func (o *ours) command(ctx context.Context, state string, b build) invocation {
 	args := []string{"--root", filepath.Join(state, "root"), "--progress", "plain", "--insecure", o.registry}
 	switch b.kind {
+	case noOutput:
+		// Without -o the image goes into the store, compressed; BuildKit without --output keeps what it made in its cache.
+		args = append(args, "-o", "type=cacheonly")
 	case ociTar:
 		args = append(args, "-o", fmt.Sprintf("type=oci,dest=%s,compression-level=%d", b.dest, o.level))
 	case ociDir:
@@ -116,7 +123,7 @@ func (o *ours) command(ctx context.Context, state string, b build) invocation {
 // buildah has no build without a result: it always commits to its storage. Its gzip level cannot be chosen.
 type buildah struct{ bin string }
 
-func (b *buildah) name() string                       { return "buildah" }
+func (b *buildah) name() string                       { return buildahName }
 func (b *buildah) version(ctx context.Context) string { return firstOutput(ctx, b.bin, "--version") }
 func (b *buildah) programs() []string                 { return []string{resolved(b.bin)} }
 
@@ -157,7 +164,7 @@ type buildKit struct {
 	running                  map[string]*exec.Cmd // by state
 }
 
-func (b *buildKit) name() string { return "buildkit" }
+func (b *buildKit) name() string { return buildkitName }
 func (b *buildKit) version(ctx context.Context) string {
 	return firstOutput(ctx, b.daemon, "--version")
 }

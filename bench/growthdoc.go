@@ -24,7 +24,7 @@ var metrics = []metric{
 }
 
 // peerColors are those of other builders' cold and no-op times.
-var peerColors = map[string][2]string{"buildkit": {"#c2571a", "#e0a030"}, "buildah": {"#8a2c7d", "#c77bbd"}}
+var peerColors = map[string][2]string{buildkitName: {"#c2571a", "#e0a030"}, buildahName: {"#8a2c7d", "#c77bbd"}}
 
 // draw writes a plot for each curve, and the page that shows them and says what they mean.
 func (g *growthRun) draw() error {
@@ -47,7 +47,7 @@ func (g *growthRun) draw() error {
 			fmt.Fprintf(&page, "- %s\n", sentence(m.name, x, y))
 		}
 		fmt.Fprintf(&page, "- Peak memory: %s.\n", memoryRange(by[oursName]))
-		for _, name := range []string{"buildkit", "buildah"} {
+		for _, name := range both {
 			for i, m := range []metric{metrics[0], metrics[2]} {
 				if x, y := valuesOf(by[name], m); len(x) > 0 {
 					p.series = append(p.series, series{name: name + ", " + m.name, x: x, y: y, color: peerColors[name][i]})

@@ -78,7 +78,7 @@ func (t target) against() string {
 		return "critical path or CPU / cores, wall"
 	case againstSize:
 		return "peak memory"
-	case "buildkit":
+	case buildkitName:
 		return "BuildKit warm, " + what
 	}
 	return t.Against + ", " + what
@@ -144,7 +144,7 @@ func (r *report) preamble() []string {
 		fmt.Sprintf("gzip level %d for ours and BuildKit; buildah cannot be told one and uses its own (6). A base's layers stay as they are.", r.Level),
 		"CPU: user and system seconds of every process of a build, what RUN executes included; for BuildKit those of daemon, its children and client.",
 		"Peak memory: the largest sum of VmHWM of a builder's own processes (client and daemon; build, holder and steps before they become their command).",
-		"BuildKit's daemon runs before the clock starts. buildah has no build without a result: its rows without output commit to its storage.",
+		"BuildKit's daemon runs before the clock starts. Without output means type=cacheonly for ours, no --output for BuildKit; buildah has nothing like it and commits to its storage.",
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
 		lines = append(lines, name+": "+r.Versions[name])

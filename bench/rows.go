@@ -54,8 +54,8 @@ func (r row) measures(builder string) bool {
 }
 
 var (
-	both    = []string{"buildkit", "buildah"}
-	kitOnly = []string{"buildkit"}
+	both    = []string{buildkitName, buildahName}
+	kitOnly = []string{buildkitName}
 )
 
 // plan is everything that the table needs.
@@ -86,7 +86,7 @@ const (
 const pathSlack = 0.2
 
 func wallTargets(row string, bk, ba float64) []target {
-	return []target{{Row: row, Against: "buildkit", Metric: "wall", Reach: bk}, {Row: row, Against: "buildah", Metric: "wall", Reach: ba}}
+	return []target{{Row: row, Against: buildkitName, Metric: "wall", Reach: bk}, {Row: row, Against: buildahName, Metric: "wall", Reach: ba}}
 }
 
 // table returns the rows and what they shall reach.
@@ -116,18 +116,18 @@ func table(s scale) plan {
 	// In this order, so that the last cold build is the state of what follows.
 	many := fmt.Sprintf("%d files", s.manyFiles)
 	add(row{name: "cold COPY of " + many + ", OCI tar", work: tree.name, begin: cold, out: ociTar, peers: kitOnly},
-		target{Against: "buildkit", Metric: "cpu", Reach: 4})
+		target{Against: buildkitName, Metric: "cpu", Reach: 4})
 	add(row{name: "no-op, " + many, work: tree.name, begin: same, peers: both}, wallTargets("", 10, 100)...)
 	add(row{name: "no-op, " + many + ", OCI tar", work: tree.name, begin: same, out: ociTar, peers: both}, wallTargets("", 10, 100)...)
 	add(row{name: "one of " + many + " changed", work: tree.name, begin: changed, peers: both}, wallTargets("", 8, 50)...)
 	add(row{name: "one of " + many + " changed, OCI tar", work: tree.name, begin: changed, out: ociTar, peers: kitOnly},
-		target{Against: "buildkit", Metric: "wall", Reach: 4})
+		target{Against: buildkitName, Metric: "wall", Reach: 4})
 	add(row{name: rowBigCold, work: "big", begin: cold, out: ociTar, peers: both},
 		append(wallTargets("", 1.5, 4), target{Against: againstFloor, Metric: "wall", Reach: 1.3})...)
 	add(row{name: "FROM 6 layers, one COPYed file changed, OCI tar", work: "big", begin: changed, out: ociTar, peers: both}, wallTargets("", 6, 15)...)
-	add(row{name: "export again, OCI directory", work: "big", begin: same, out: ociDir, peers: kitOnly}, target{Against: "buildkit", Metric: "wall", Reach: 10})
+	add(row{name: "export again, OCI directory", work: "big", begin: same, out: ociDir, peers: kitOnly}, target{Against: buildkitName, Metric: "wall", Reach: 10})
 	add(row{name: fmt.Sprintf("%d stages, cold, OCI tar", s.stages), work: "stages", begin: cold, out: ociTar, peers: kitOnly},
-		target{Against: againstPath, Metric: "wall", Reach: 1.2}, target{Against: "buildkit", Metric: "cpu", Reach: 2})
+		target{Against: againstPath, Metric: "wall", Reach: 1.2}, target{Against: buildkitName, Metric: "cpu", Reach: 2})
 	add(row{name: rowRuns, work: steps.name, begin: changed, peers: both})
 	add(row{name: rowNoRuns, work: none.name, begin: changed, peers: both})
 	for _, t := range wallTargets(rowRuns, 5, 10) {
