@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,8 +21,8 @@ func (t *tableRun) verify(ctx context.Context, r row, w workload, in []*contende
 			continue
 		}
 		fs, err := t.verifyOne(ctx, r, w, c)
-		if errors.Is(err, context.Canceled) {
-			return err
+		if ctx.Err() != nil { // nothing has failed: the run was ended
+			return ctx.Err()
 		}
 		if err == nil && first != nil && c.b.name() != oursName {
 			if diff := differences(first, fs, w.random); len(diff) > 0 {
