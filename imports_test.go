@@ -137,7 +137,7 @@ var beforeMain = []string{"executor/init.go"}
 // early is what executor may import from outside: packages that are initialized in no time and before others. Look at
 // GODEBUG=inittrace=1 before adding one: build/executor must come right after golang.org/x/sys/unix and what that enables. What
 // executor imports of this module is held to the same list.
-const early = "bufio bytes cmp context encoding/binary encoding/json errors fmt io os path runtime runtime/debug slices strconv strings " +
+const early = "bufio bytes cmp context encoding/binary encoding/json errors fmt io os path runtime slices strconv strings " +
 	"sync sync/atomic syscall time unicode/utf8 unsafe golang.org/x/sys/unix github.com/moby/profiles/seccomp github.com/opencontainers/runtime-spec/specs-go"
 
 func TestStepsStartEarly(t *testing.T) {

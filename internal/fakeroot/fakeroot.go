@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"sync"
 
@@ -200,7 +199,7 @@ func (s *Supervisor) rootAt(t *task) error {
 func (s *Supervisor) serve() (err error) {
 	defer func() {
 		if p := recover(); p != nil { // one step is lost, not all that run in this process
-			err = fmt.Errorf("internal error: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("internal error: %v\n%s", p, stack())
 		}
 	}()
 	hurry(s.listener)
@@ -236,4 +235,10 @@ func (s *Supervisor) handle(t *task) reply {
 	}
 	s.call = call{Supervisor: s, task: t, id: s.note.id, args: s.note.data.args}
 	return h(&s.call)
+}
+
+// stack is that of the calling goroutine. It is package runtime/debug's, which is initialized late (see TestStepsStartEarly).
+func stack() []byte {
+	buf := make([]byte, 16<<10)
+	return buf[:runtime.Stack(buf, false)]
 }
