@@ -24,7 +24,7 @@ var devLinks = [][2]string{
 // is about the node and not about what is behind it: a step that is the owner's equal cannot chmod the host's /dev/null.
 func (t *tree) device(name string, major, minor uint32) (int, error) {
 	node := "dev-" + name
-	err := unix.Mknodat(initMemory, node, unix.S_IFCHR|0o666, int(unix.Mkdev(major, minor)))
+	err := unix.Mknodat(t.scratch, node, unix.S_IFCHR|0o666, int(unix.Mkdev(major, minor)))
 	if err != nil && err != unix.EEXIST { // EPERM: no node of ours can be made, or would work, here
 		fd, err := openDevice(name, major, minor)
 		if err != nil {
@@ -33,10 +33,10 @@ func (t *tree) device(name string, major, minor uint32) (int, error) {
 		defer unix.Close(fd)
 		return cloneFD(fd, 0, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
 	}
-	if err := unix.Fchmodat(initMemory, node, 0o666, 0); err != nil { // whatever the umask
+	if err := unix.Fchmodat(t.scratch, node, 0o666, 0); err != nil { // whatever the umask
 		return -1, err
 	}
-	fd, err := unix.Openat(initMemory, node, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(t.scratch, node, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

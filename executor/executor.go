@@ -59,6 +59,7 @@ type Spec struct {
 	CPUs      []int // the step starts on these; none: on the caller's
 
 	Cgroups *Cgroups `json:"-"` // nil: the step stays in the caller's
+	Ahead   *Ahead   `json:"-"` // may have the first process; nil: it is started now
 
 	Traces *Traces `json:"-"` // filled by Run when not nil
 	// Emulators execute the programs that this machine does not.

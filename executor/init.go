@@ -31,6 +31,8 @@ func init() {
 	switch os.Args[0] {
 	case argInit:
 		stepInit()
+	case argAhead:
+		aheadInit()
 	case argUnmapped:
 		stepUnmapped()
 	case argProbe, argProbeBound, argProbeChroot:
@@ -79,6 +81,9 @@ func runInit() error {
 	if err != nil {
 		return err
 	}
+	if err := separate(); err != nil {
+		return err
+	}
 	if err := prepareProcess(p); err != nil {
 		return err
 	}
@@ -124,6 +129,16 @@ func report(m message, fds ...int) {
 	}
 }
 
+// separate takes away what every first process has from its caller. It needs /proc, which staging hides.
+func separate() error {
+	if err := defaultOOMScore(); err != nil {
+		return setupError("set oom_score_adj", err)
+	}
+	// A keyring of its own: the caller's may hold keys. Kernels without keyrings have nothing to hide.
+	unix.KeyctlJoinSessionKeyring("step")
+	return nil
+}
+
 // prepareProcess sets what belongs to the process and the namespaces other than the mount namespace.
 func prepareProcess(p *plan) error {
 	if err := enterGroups(p); err != nil {
@@ -141,11 +156,6 @@ func prepareProcess(p *plan) error {
 			return setupError("bring up the loopback interface", err)
 		}
 	}
-	if err := defaultOOMScore(); err != nil {
-		return setupError("set oom_score_adj", err)
-	}
-	// A keyring of its own: the caller's may hold keys. Kernels without keyrings have nothing to hide.
-	unix.KeyctlJoinSessionKeyring("step")
 	for _, r := range p.Rlimits {
 		if err := setRlimit(r); err != nil {
 			return setupError(fmt.Sprintf("set resource limit %d", r.Resource), err)

@@ -24,6 +24,9 @@ type tree struct {
 	table int // of emulators, when the plan has some
 	empty int // an empty directory: masks directories
 	outer int // a copy of the /proc we came from, when the step gets no other
+
+	scratch int // a memory file system of ours, for nodes
+	first   int // descriptor of the first of sources.files, the step's memory file system
 }
 
 // buildTree attaches the root, all mounts on it, and reports the mount points it had to make.
@@ -31,7 +34,7 @@ func buildTree(p *plan, root int) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return setupError("make mounts private", err)
 	}
-	t := &tree{plan: p, root: root}
+	t := &tree{plan: p, root: root, scratch: initFirst, first: initFirst}
 	var err error
 	if len(p.Emulators) > 0 {
 		if t.table, err = newHandlerTable(); err != nil {
@@ -49,7 +52,7 @@ func buildTree(p *plan, root int) error {
 	if t.make, err = newMaker(root); err != nil {
 		return setupError("open the root", err)
 	}
-	for _, step := range []func() error{t.emulators, t.proc, t.dev, t.sys, t.mask, t.mounts} {
+	for _, step := range []func() error{t.emulators, t.proc, t.dev, t.ownFiles, t.sys, t.mask, t.mounts} {
 		if err := step(); err != nil {
 			t.reportStubs()
 			return err
@@ -63,15 +66,19 @@ func buildTree(p *plan, root int) error {
 // all of it but the root vanishes with the old root. The place is /proc because we could not be here without it; nothing is put
 // on top of / itself, where it would come to lie on top of the new root and be found behind "/..".
 func (t *tree) stage() error {
-	err := unix.MoveMount(initMemory, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	err := t.stageOn(unix.AT_FDCWD, "/proc")
 	if err != nil {
 		return err
 	}
-	if err := unix.MoveMount(t.root, "", initMemory, memoryRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	t.empty, err = unix.Openat(t.first, memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	return err
+}
+
+func (t *tree) stageOn(dir int, name string) error {
+	if err := unix.MoveMount(t.first, "", dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return err
 	}
-	t.empty, err = unix.Openat(initMemory, memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	return err
+	return unix.MoveMount(t.root, "", t.first, memoryRoot, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // attach puts a detached mount on an open target and closes both.
@@ -186,9 +193,6 @@ func (t *tree) dev() error {
 			return setupError("make /dev/"+d.name, err)
 		}
 	}
-	if err := ownNull(dev); err != nil {
-		return setupError("replace standard files", err)
-	}
 	for _, l := range devLinks {
 		if err := unix.Symlinkat(l[1], dev, l[0]); err != nil {
 			return setupError("make /dev/"+l[0], err)
@@ -213,6 +217,16 @@ func (t *tree) dev() error {
 		}
 	}
 	return nil
+}
+
+// ownFiles has the standard files come from the step's own /dev where they came from the host's.
+func (t *tree) ownFiles() error {
+	dev, err := unix.Openat(t.root, "dev", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return setupError("open /dev", err)
+	}
+	defer unix.Close(dev)
+	return setupError("replace standard files", ownNull(dev))
 }
 
 func mountUnder(dir int, name string, mount func() (int, error)) error {
@@ -304,9 +318,9 @@ func (t *tree) mountOne(m preparedMount) error {
 	if err != nil {
 		return pathError("mount "+m.Target, err)
 	}
-	source := initFirst + m.FD
+	source := t.first + m.FD
 	if m.FD < 0 {
-		fd, err := unix.Openat(initMemory, m.Memory, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat(t.first, m.Memory, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			unix.Close(target)
 			return err

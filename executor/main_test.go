@@ -32,7 +32,7 @@ const (
 
 func TestMain(m *testing.M) {
 	usernet.Reentry()
-	userns.Reentry(map[string]userns.Handler{"run": handleRun, "probe": handleProbe, "probe-emulation": handleProbeEmulation, "remove": handleRemove})
+	userns.Reentry(map[string]userns.Handler{"run": handleRun, "run ahead": handleRunAhead, "probe": handleProbe, "probe-emulation": handleProbeEmulation, "remove": handleRemove})
 	if os.Getenv(crashVar) != "" {
 		crashMain()
 	}
@@ -47,6 +47,10 @@ func TestMain(m *testing.M) {
 }
 
 func handleRun(ctx context.Context, in json.RawMessage, files []*os.File) (any, error) {
+	return handle(ctx, in, files, nil)
+}
+
+func handle(ctx context.Context, in json.RawMessage, files []*os.File, a *executor.Ahead) (any, error) {
 	var spec executor.Spec
 	if err := json.Unmarshal(in, &spec); err != nil {
 		return nil, err
@@ -57,12 +61,37 @@ func handleRun(ctx context.Context, in json.RawMessage, files []*os.File) (any, 
 			spec.Mounts[i].Source = k
 		}
 	}
+	if a != nil && spec.Hostname == "early" {
+		time.Sleep(aheadSleep)
+	}
+	spec.Ahead = a
 	ctx, leave, err := serveNetwork(ctx, &spec, files[2])
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	return nil, executor.Run(ctx, &spec, files[0], files[1], files[2])
+}
+
+// ahead has the processes of "run ahead".
+var ahead executor.Ahead
+
+// aheadSleep is how long "run ahead" waits before it runs, so that a process that was started before can be told from one that was not.
+const aheadSleep = 300 * time.Millisecond
+
+func handleRunAhead(ctx context.Context, in json.RawMessage, files []*os.File) (any, error) {
+	ahead.Expect(2)
+	return handle(ctx, in, files, &ahead)
+}
+
+// aheadVar has the tests run their steps in processes that were started before.
+const aheadVar = "EXECUTOR_TEST_AHEAD"
+
+func method() string {
+	if os.Getenv(aheadVar) != "" {
+		return "run ahead"
+	}
+	return "run"
 }
 
 func handleProbe(ctx context.Context, in json.RawMessage, _ []*os.File) (any, error) {
@@ -147,7 +176,7 @@ func run(t testing.TB, ctx context.Context, spec *executor.Spec) result {
 		b, _ := io.ReadAll(r)
 		out <- string(b)
 	}()
-	err = h.Call(ctx, "run", spec, nil, null, w, w)
+	err = h.Call(ctx, method(), spec, nil, null, w, w)
 	w.Close()
 	var re *userns.RemoteError
 	if errors.As(err, &re) {

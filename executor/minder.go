@@ -24,6 +24,7 @@ const argMinder = "build-step-minder"
 type firstProcess struct {
 	p, first *os.Process // the same where there is no minder
 	control  *os.File    // of a minder
+	ended    func()      // nil unless somebody wants to know when it was waited for
 	once     sync.Once
 }
 
@@ -40,6 +41,9 @@ func (f *firstProcess) kill() {
 func (f *firstProcess) wait() (syscall.WaitStatus, error) {
 	if f.control == nil {
 		state, err := f.p.Wait()
+		if f.ended != nil {
+			f.ended()
+		}
 		if err != nil {
 			return 0, err
 		}

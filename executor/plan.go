@@ -1,6 +1,9 @@
 package executor
 
-import "path"
+import (
+	"path"
+	"slices"
+)
 
 // argInit is argument zero of a step's first process, which sets up the sandbox from inside and then becomes the command.
 const argInit = "build-step-init"
@@ -12,7 +15,6 @@ const (
 	initRoot   = 5 // the root as a detached mount
 	initExe    = 6 // protectedExe
 	initFirst  = 7 // sources.files, of which the first is the memory file system
-	initMemory = initFirst
 )
 
 // initExePath names initExe to execve.
@@ -54,6 +56,7 @@ type plan struct {
 
 // message is what the step's first process says. A step that says nothing more and closes the socket has become the command.
 type message struct {
+	Ready   bool        `json:",omitempty"` // it waits for its step: see Ahead
 	Stubs   []stubName  `json:",omitempty"` // with two descriptors each: parent, stub
 	Touched []touched   `json:",omitempty"`
 	Attach  bool        `json:",omitempty"` // with one descriptor: the packets of the interface
@@ -73,10 +76,7 @@ type stubName struct {
 
 // replacesShm reports whether a mount of the Spec takes the place of the /dev/shm that every step has.
 func (p *plan) replacesShm() bool {
-	for _, m := range p.Mounts {
-		if path.Clean(m.Target) == "/dev/shm" {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.Mounts, func(m preparedMount) bool { return isShm(m.Target) })
 }
+
+func isShm(target string) bool { return path.Clean(target) == "/dev/shm" }

@@ -113,7 +113,7 @@ func prepare(spec *Spec) (s *step, err error) {
 		s.plan.Hostname = DefaultHostname
 	}
 	if s.plan.ShmSize == 0 {
-		s.plan.ShmSize = 64 << 20
+		s.plan.ShmSize = defaultShmSize
 	}
 	switch spec.Security {
 	case Insecure:
@@ -149,6 +149,9 @@ func environment(env []string, home string) []string {
 	}
 	return out
 }
+
+// defaultShmSize is that of /dev/shm in bytes, as in other runtimes.
+const defaultShmSize = 64 << 20
 
 // stepNamespaces are those that every step has of its own.
 const stepNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
@@ -199,27 +202,17 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 		return setupError("write the plan", err)
 	}
 	defer planFile.Close()
-	ours, theirs, err := messagePair()
-	if err != nil {
-		return setupError("make a socket", err)
-	}
-	defer ours.Close()
-	defer theirs.Close()
 	// The parent-death signal is sent when the thread that made the child ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p, err := s.start(stdin, stdout, stderr, theirs, planFile)
+	p, ours, err := s.adopt(spec, stdin, stdout, stderr, planFile)
+	if p == nil && err == nil {
+		p, ours, err = s.startNow(stdin, stdout, stderr, planFile)
+	}
 	if err != nil {
 		return err
 	}
-	theirs.Close()
-	if s.ownUser() {
-		if err := mapIDs(p.first, s.plan.Rlimits, ours, argInit); err != nil {
-			p.kill()
-			p.wait()
-			return setupError("make the step's user namespace", err)
-		}
-	}
+	defer ours.Close()
 	stop := context.AfterFunc(ctx, p.kill)
 	s.listen(ours, p)
 	if s.failed != nil {
@@ -239,6 +232,29 @@ func (s *step) run(ctx context.Context, spec *Spec, stdin, stdout, stderr *os.Fi
 		return setupError("wait for the step", err)
 	}
 	return statusError(status)
+}
+
+// startNow makes the step's first process, with the ids of its user namespace, and returns our end of its socket.
+func (s *step) startNow(stdin, stdout, stderr, planFile *os.File) (*firstProcess, *os.File, error) {
+	ours, theirs, err := messagePair()
+	if err != nil {
+		return nil, nil, setupError("make a socket", err)
+	}
+	defer theirs.Close()
+	p, err := s.start(stdin, stdout, stderr, theirs, planFile)
+	if err != nil {
+		ours.Close()
+		return nil, nil, err
+	}
+	if s.ownUser() {
+		if err := mapIDs(p.first, s.plan.Rlimits, ours, argInit); err != nil {
+			p.kill()
+			p.wait()
+			ours.Close()
+			return nil, nil, setupError("make the step's user namespace", err)
+		}
+	}
+	return p, ours, nil
 }
 
 // ownUser reports whether the step has a user namespace of its own.

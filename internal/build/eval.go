@@ -102,6 +102,11 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		final:     map[dag.ID]bool{},
 		bg:        bg, bgCtx: bgCtx,
 	}
+	for i := range g.Steps {
+		if isRun(&g.Steps[i]) {
+			s.runsLeft.Add(1)
+		}
+	}
 	for id := g.Target; id >= 0; {
 		e.final[id] = true
 		in := g.Steps[id].Inputs
@@ -205,7 +210,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 		// Whoever had the lock left no record: the step failed there. Those who waited need not fail one after another.
 		unlock()
 	}
-	e.running(step)
+	e.show(step)
 
 	began := e.beganAt(step)
 	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
@@ -391,11 +396,7 @@ func (e *evaluator) emitCached(step *dag.Step) {
 	if _, from := step.Op.(dag.Image); !from && !isWork(step) {
 		return
 	}
-	e.mu.Lock()
-	seen := e.shown[step.ID]
-	e.shown[step.ID] = true
-	e.mu.Unlock()
-	if seen {
+	if !e.show(step) {
 		return
 	}
 	id := e.vertex(step)
@@ -428,11 +429,23 @@ func isWork(step *dag.Step) bool {
 	return false
 }
 
-// running notes that a step is shown as one that runs.
-func (e *evaluator) running(step *dag.Step) {
+// show notes that a step is shown, as cached or as one that runs, and reports whether it was not before.
+func (e *evaluator) show(step *dag.Step) bool {
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.shown[step.ID] {
+		return false
+	}
 	e.shown[step.ID] = true
-	e.mu.Unlock()
+	if isRun(step) {
+		e.runsLeft.Add(-1)
+	}
+	return true
+}
+
+func isRun(step *dag.Step) bool {
+	_, ok := step.Op.(dag.Run)
+	return ok
 }
 
 // errCanceled is the cause when a build ends without one of its own.

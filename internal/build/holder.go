@@ -110,6 +110,7 @@ type (
 		Root     string
 		Plan     userns.Plan
 		RootKind RootKind // "": overlay if possible
+		Further  int      // commands that will probably run
 	}
 	openResponse struct {
 		RootKind  RootKind
@@ -124,6 +125,8 @@ type (
 		Caches []cacheMount
 		Leaks  *leakRequest // nil: the layer is not searched
 		Group  groupFiles
+
+		Further int // commands that will probably run after this one has begun
 	}
 	runResponse struct {
 		DiffID digest.Digest
@@ -140,6 +143,8 @@ type inside struct {
 
 	root     RootKind
 	plain    bool // without namespaces
+	sharePID bool // without a pid namespace
+	ahead    executor.Ahead
 	renewed  renewed
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
@@ -150,6 +155,7 @@ func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error
 		return nil, nil
 	}
 	n.stop()
+	n.ahead.Close()
 	n.sweeping.Wait()
 	n.renewed.drop()
 	n.layers.DropTrees()
@@ -190,7 +196,10 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	}
 	kind := req.Plan.Kind
 	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, IDs: ids, Lease: lease})
-	n.kind, n.plain = kind, req.Plan.Plain
+	n.kind, n.plain, n.sharePID = kind, req.Plan.Plain, req.Plan.SharePID
+	if !n.plain && !n.sharePID {
+		n.ahead.Expect(req.Further)
+	}
 	n.sweep(kind)
 	return n.chooseRoot(&req)
 }
@@ -246,6 +255,10 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	}
 	defer release()
 	req.Spec.Root, req.Spec.Owners = stand.root, n.layers.Nodes()
+	if !n.plain && !n.sharePID {
+		req.Spec.Ahead = &n.ahead
+		n.ahead.Expect(1 + req.Further)
+	}
 	running, leave, err := joinNetwork(ctx, &req.Spec, files[2])
 	if err != nil {
 		return nil, err

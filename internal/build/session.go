@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -64,6 +65,7 @@ type session struct {
 	definition *buildctx.Dockerfile
 	found      findings // of lint
 	leaks      *leakGate
+	runsLeft   atomic.Int64 // RUN steps of which it is not known yet that they need not run
 	asked      string // what is asked instead of building, "" for a build
 	tallies    struct{ cached, ran int }
 	added      bool // something was fetched

@@ -40,7 +40,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", err
 	}
-	req := runRequest{Chain: chain, Spec: e.runSpec(op, ground), Leaks: e.leaks.request()}
+	req := runRequest{Chain: chain, Spec: e.runSpec(op, ground), Leaks: e.leaks.request(), Further: int(e.runsLeft.Load())}
 	if err := e.mounts(ctx, step, op, in, &req); err != nil {
 		logs.close()
 		return "", err
