@@ -66,7 +66,7 @@ type session struct {
 	found      findings // of lint
 	leaks      *leakGate
 	runsLeft   atomic.Int64 // RUN steps of which it is not known yet that they need not run
-	asked      string // what is asked instead of building, "" for a build
+	asked      string       // what is asked instead of building, "" for a build
 	tallies    struct{ cached, ran int }
 	added      bool // something was fetched
 	trimming   bool // a trimmer of the store was started

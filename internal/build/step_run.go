@@ -8,14 +8,11 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"build/dag"
 	"build/executor"
-	"build/internal/progress"
 )
 
 // canRun refuses a RUN that is not allowed, before anything is fetched for it.
@@ -36,7 +33,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err := e.makeUnpackable(ctx, chain); err != nil {
 		return "", err
 	}
-	logs, err := newStepLog(e.session, e.vertex(step))
+	logs, err := newStepLog(e.session, step, e.vertex(step))
 	if err != nil {
 		return "", err
 	}
@@ -65,6 +62,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	var exit *executor.ExitError
 	errors.As(err, &exit)
 	oom := e.endGroup(step, group, exit)
+	defer logs.drop()
 	if err != nil {
 		return "", e.stepFailed(step, op, err, logs, oom, emulated)
 	}
@@ -96,7 +94,7 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 	}
 	return &StepError{
 		Step: step.Name, Pos: step.Pos, Args: op.Args, Code: x.Code, Signal: x.Signal, OOM: oom, Msg: x.Msg,
-		Hint: hint, Tail: logs.tail.lines(), source: e.dockerfile,
+		Hint: hint, Tail: logs.tail.lines(), Log: logs.keep(), source: e.dockerfile,
 	}
 }
 
@@ -180,57 +178,4 @@ func (e *evaluator) hostsFile(hostname string) []byte {
 		fmt.Fprintf(&b, "%s\t%s\n", h.IP, h.Name)
 	}
 	return b.Bytes()
-}
-
-// stepLog carries what a step prints to the display and keeps its last lines for the error report.
-type stepLog struct {
-	stdin, stdout, stderr *os.File // the step's ends
-	readers               sync.WaitGroup
-	tail                  tail
-}
-
-func newStepLog(s *session, id progress.ID) (*stepLog, error) {
-	l := &stepLog{tail: tail{mask: s.opts.Mask}}
-	var err error
-	if l.stdin, err = os.Open(os.DevNull); err != nil {
-		return nil, err
-	}
-	pump := func(stream int) (*os.File, error) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		l.readers.Go(func() {
-			defer r.Close()
-			buf := make([]byte, 32<<10)
-			for {
-				n, err := r.Read(buf)
-				if n > 0 {
-					data := bytes.Clone(buf[:n])
-					l.tail.write(stream, data)
-					s.emit(progress.Log{ID: id, Stream: stream, Data: data, Time: time.Now()})
-				}
-				if err != nil {
-					return
-				}
-			}
-		})
-		return w, nil
-	}
-	if l.stdout, err = pump(1); err == nil {
-		l.stderr, err = pump(2)
-	}
-	if err != nil {
-		l.close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// close gives up our copies of the step's ends, as far as they were made, and waits until everything the step wrote has been passed on.
-func (l *stepLog) close() {
-	l.stdin.Close()
-	l.stdout.Close()
-	l.stderr.Close()
-	l.readers.Wait()
 }

@@ -16,6 +16,7 @@ type tail struct {
 		lines []tailLine
 	}
 	arrived int
+	cut     bool // a line was longer than what is kept of it
 }
 
 type tailLine struct {
@@ -39,6 +40,9 @@ func (t *tail) write(stream int, p []byte) {
 		line, rest, ended := bytes.Cut(p, []byte{'\n'})
 		if room := t.width() - len(s.part); room > 0 {
 			s.part = append(s.part, line[:min(room, len(line))]...)
+			t.cut = t.cut || len(line) > room
+		} else if len(line) > 0 {
+			t.cut = true
 		}
 		if !ended {
 			return
@@ -64,7 +68,22 @@ func (t *tail) show(line []byte) string {
 	if t.mask != nil {
 		line = t.mask(line)
 	}
+	t.cut = t.cut || len(line) > tailWidth
 	return string(line[:min(len(line), tailWidth)])
+}
+
+// whole reports whether lines returns everything.
+func (t *tail) whole() bool {
+	n := len(t.lines())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	said := t.arrived
+	for i := range t.streams {
+		if len(t.streams[i].part) > 0 {
+			said++
+		}
+	}
+	return !t.cut && n == said
 }
 
 func (t *tail) lines() []string {

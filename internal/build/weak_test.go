@@ -10,6 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"build/dag"
 	"build/internal/progress"
 )
 
@@ -58,7 +59,7 @@ func TestStepLogWithoutDescriptors(t *testing.T) {
 		must(t, err)
 		unix.Close(top)
 		must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(top + room), Max: before.Max}))
-		l, err := newStepLog(s, 1)
+		l, err := newStepLog(s, &dag.Step{}, 1)
 		must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
 		if err == nil {
 			l.close()
