@@ -19,7 +19,7 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns internal/emulator executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner internal/turns",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
@@ -42,6 +42,7 @@ var may = map[string]string{
 	"internal/veth":     "internal/netlink",
 	"internal/netlink":  "",
 	"internal/cgroup":   "",
+	"internal/turns":    "",
 	"internal/testenv":  "",
 	"internal/torture":  "", // nothing but tests
 	"internal/emulator": "",

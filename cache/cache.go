@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -117,6 +118,16 @@ func (c *Cache) rememberedKeys(identity string) []Key {
 		keys = append(keys, k)
 	}
 	return keys
+}
+
+// Took is how long an instruction took when it was carried out last, and whether that is known.
+func (c *Cache) Took(identity string) (time.Duration, bool) {
+	for _, k := range c.rememberedKeys(identity) {
+		if r, err := c.Get(k); err == nil {
+			return r.Took, true
+		}
+	}
+	return 0, false
 }
 
 // ReasonNew and ReasonEvicted are why Nearest finds nothing.

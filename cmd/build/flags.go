@@ -42,6 +42,7 @@ type buildFlags struct {
 	noCacheStages []string
 	allow         []string
 	shmSize       string
+	jobs          int
 	isolation     string
 	ulimits       []string
 	resources     resourceFlags
@@ -84,6 +85,7 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.allow, "allow", nil, "`PERMISSION` that a Dockerfile may use: security.insecure, network.host (needed only with --network=none and private)")
 	fs.StringVar(&f.isolation, "isolation", "", "`MEANS` of isolating RUN steps: auto, overlay, tree, chroot or none; with ,ids=host|range|single and ,proc=fresh|bound (default $BUILD_ISOLATION)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN steps (default 64m)")
+	fs.IntVar(&f.jobs, "jobs", 0, "how many steps run at a time at most, `N` (default 8 for each processor, at least 16)")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
 	f.resources.define(fs)
 	fs.StringArrayVar(&f.emulators, "emulator", nil, "`[ARCH=]PATH` of a statically linked emulator for RUN in images of other machines, or of a directory to look in before $PATH (repeatable; default $BUILD_EMULATOR, comma-separated)")

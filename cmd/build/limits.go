@@ -6,8 +6,12 @@ import (
 	"build/internal/build"
 )
 
-// fillLimits reads what bounds the steps, --shm-size and --ulimit, and --allow, which lifts a bound.
+// fillLimits reads what bounds the steps, --jobs, --shm-size and --ulimit, and --allow, which lifts a bound.
 func (f *buildFlags) fillLimits(a *app, o *build.Options) error {
+	if f.jobs < 0 {
+		return usagef("invalid --jobs %d: it is a number of steps, 0 for the default", f.jobs)
+	}
+	o.Jobs = f.jobs
 	if f.shmSize != "" {
 		n, err := units.RAMInBytes(f.shmSize)
 		if err != nil || n < 0 {

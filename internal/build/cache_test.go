@@ -380,7 +380,7 @@ func TestStagesOverlap(t *testing.T) {
 	for i := range 4 {
 		last += fmt.Sprintf("COPY --from=s%d /etc/passwd /p%d\n", i, i)
 	}
-	w.ok(from(df+last), func(o *Options) { o.Jobs = 1 })
+	w.ok(from(df + last))
 }
 
 // moveDirsAway takes the directory form of every layer out of the store.

@@ -45,6 +45,7 @@ type evaluator struct {
 	evaluates bool              // steps are carried out, not only asked about: see writesAhead
 	readAgain map[dag.ID]bool   // steps whose layers others read as tars
 	drafts    map[dag.ID]*draft // layers written before their step's key was known
+	urgencies func() []time.Duration // by step: see urgency
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
@@ -87,7 +88,6 @@ func (f *future[T]) wait(ctx context.Context) (T, error) {
 
 func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string) *evaluator {
 	bg, bgCtx := errgroup.WithContext(ctx)
-	bg.SetLimit(s.jobs)
 	e := &evaluator{
 		session: s, graph: g, platform: platform,
 		evals: map[dag.ID]*future[*outcome]{},
@@ -102,6 +102,7 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		final:     map[dag.ID]bool{},
 		bg:        bg, bgCtx: bgCtx,
 	}
+	e.urgencies = sync.OnceValue(e.estimate)
 	for i := range g.Steps {
 		if isRun(&g.Steps[i]) {
 			s.runsLeft.Add(1)
@@ -212,6 +213,11 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	}
 	e.show(step)
 
+	done, err := e.places.Take(ctx, func() time.Duration { return e.urgency(step.ID) })
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	began := e.beganAt(step)
 	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
 	made, err := e.perform(ctx, step, in)
@@ -339,8 +345,13 @@ func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
 	}
 	c := e.view.compression
 	c.DropPlain = c.DropPlain && !e.readAgain[step.ID]
-	e.bg.Go(func() error {
-		_, err := e.layers.Compressed(e.bgCtx, d, c, e.view.epoch)
+	e.bg.Go(func() error { // which waits here, so that no step has to
+		leave, err := e.cpu.Take(e.bgCtx, func() time.Duration { return 0 })
+		if err != nil {
+			return err
+		}
+		defer leave()
+		_, err = e.layers.Compressed(e.bgCtx, d, c, e.view.epoch)
 		if err != nil {
 			err = fmt.Errorf("compress layer %s: %w", d, err)
 			e.fail(err)

@@ -35,9 +35,13 @@ func CheckCgroupParent(name string) error {
 	return err
 }
 
-// defaultJobs is how many CPU-bound steps work at a time: what the affinity and the groups of this process allow. The Go runtime
-// knows both, but of the groups only the innermost, and it never goes below 2.
-func defaultJobs() int {
+// defaultJobs is how many steps run at a time. Much of what commands do is to wait, for the network above all, so there are more of
+// them than processors; but a Dockerfile of hundreds of stages must not start hundreds of compilers.
+func defaultJobs() int { return max(16, 8*processors()) }
+
+// processors is how many threads can compute at a time: what the affinity and the groups of this process allow. The Go runtime knows
+// both, but of the groups only the innermost, and it never goes below 2.
+func processors() int {
 	n := runtime.GOMAXPROCS(0)
 	if most := cgroup.CPUs(); most > 0 {
 		n = min(n, int(math.Ceil(most)))

@@ -53,7 +53,7 @@ type Options struct {
 	MetadataFile     string
 	Epoch            *time.Time // SOURCE_DATE_EPOCH from the environment or as build argument
 	ProxyArgs        []KeyValue // HTTP_PROXY and friends: forwarded to RUN, in no key and no history
-	Jobs             int        // CPU-bound steps at a time; 0: what the cgroup allows
+	Jobs             int        // steps at a time; 0: by what the cgroup allows
 
 	NoCacheStages []string // stages whose steps all run again
 	Secrets       []Secret

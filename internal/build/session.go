@@ -19,6 +19,7 @@ import (
 	"build/internal/registry"
 	"build/internal/store"
 	"build/internal/tree"
+	"build/internal/turns"
 	"build/snapshot"
 )
 
@@ -27,7 +28,9 @@ import (
 type session struct {
 	opts  *Options
 	began time.Time
-	jobs  int
+
+	places *turns.Queue // of steps: a step that is carried out has one
+	cpu    *turns.Queue // of our own work beside the steps. Whoever has a place waits for nothing but the processor and the disk
 
 	store  *store.Store
 	cache  *cache.Cache
@@ -101,15 +104,17 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &session{
-		opts: o, began: time.Now(), jobs: o.Jobs,
+		opts: o, began: time.Now(),
 		store: st, cache: cache.New(st), lease: lease,
 		layers:   snapshot.New(st, snapshot.Options{Lease: lease}),
 		cancel:   cancel,
 		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}
-	if s.jobs <= 0 {
-		s.jobs = defaultJobs()
+	jobs := o.Jobs
+	if jobs <= 0 {
+		jobs = defaultJobs()
 	}
+	s.places, s.cpu = turns.New(jobs), turns.New(processors())
 	s.proxy = proxyOf(s.buildArgs())
 	s.client, s.transport.s = newClient(o.Store, s.proxy), s
 	s.fetches = newFetches(s)
