@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"build/internal/store"
 )
 
 // Record is what a step gave.
@@ -55,7 +57,7 @@ func parseTime(s string) (time.Time, error) {
 // valid reports what is wrong with a record.
 func (r *Record) valid() error {
 	for _, d := range r.Layers {
-		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
+		if !store.ValidDigest(d) {
 			return fmt.Errorf("%.80q is no digest of a layer", string(d))
 		}
 	}

@@ -174,8 +174,8 @@ func plainBlob(diffID digest.Digest, size int64) Blob {
 
 // Blobs lists the blobs known to hold a layer. A blob whose size on disk is not what was recorded is not local.
 func (l *Layers) Blobs(diffID digest.Digest) ([]Blob, error) {
-	if err := diffID.Validate(); err != nil {
-		return nil, fmt.Errorf("layer %q: %w", diffID, err)
+	if !store.ValidDigest(diffID) {
+		return nil, fmt.Errorf("layer %.80q: that is no SHA-256 digest", string(diffID))
 	}
 	m, err := l.meta(diffID)
 	if err != nil {
@@ -236,7 +236,7 @@ func (l *Layers) Know(diffID digest.Digest, desc ocispec.Descriptor, repo string
 
 // Here reports whether a blob of the layer is in the store.
 func (l *Layers) Here(diffID digest.Digest) bool {
-	if diffID.Validate() != nil {
+	if !store.ValidDigest(diffID) {
 		return false
 	}
 	blobs, err := l.Blobs(diffID) // not a mere look for the plain one: its size is compared with what was noted
@@ -259,8 +259,8 @@ func (l *Layers) Index(ctx context.Context, diffID digest.Digest) (*tree.Index, 
 // index returns the index of a layer and calls fill to publish it when there is none. However many goroutines and
 // processes ask, one fills.
 func (l *Layers) index(ctx context.Context, diffID digest.Digest, fill func() error) (*tree.Index, error) {
-	if err := diffID.Validate(); err != nil {
-		return nil, err
+	if !store.ValidDigest(diffID) {
+		return nil, fmt.Errorf("%.80q is no SHA-256 digest", string(diffID))
 	}
 	for {
 		l.mu.Lock()
@@ -326,6 +326,18 @@ func (l *Layers) openIndex(diffID digest.Digest) (*tree.Index, error) {
 	}
 	l.st.Touch(store.KindIndex, indexKey(diffID))
 	return x, nil
+}
+
+// Unopened returns the layers whose indexes were not used yet.
+func (l *Layers) Unopened(layers []digest.Digest) (out []digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range layers {
+		if l.indexes[d] == nil {
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // hasIndex reports whether an index can be had without reading the layer.

@@ -38,6 +38,7 @@ type evaluator struct {
 	keys  map[dag.ID]*future[*stepKey]
 	sels  map[dag.ID]*future[*selection]
 	shown map[dag.ID]bool // as running or cached
+	above map[dag.ID]bool // of which cachedAbove has shown everything
 
 	mountSels map[mountID]*future[*selection]
 	searched  map[dag.ID]bool // cached steps of which it is known what leaked
@@ -94,6 +95,7 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		keys:  map[dag.ID]*future[*stepKey]{},
 		sels:  map[dag.ID]*future[*selection]{},
 		shown: map[dag.ID]bool{},
+		above: map[dag.ID]bool{},
 
 		mountSels: map[mountID]*future[*selection]{},
 		searched:  map[dag.ID]bool{},
@@ -395,6 +397,13 @@ func (e *evaluator) alone(ctx context.Context, k cache.Key) (leave func(), err e
 
 // cachedAbove shows a hit and everything it made unnecessary as cached.
 func (e *evaluator) cachedAbove(id dag.ID) {
+	e.mu.Lock()
+	seen := e.above[id]
+	e.above[id] = true
+	e.mu.Unlock()
+	if seen { // many steps can stand on one, and on those again many
+		return
+	}
 	step := &e.graph.Steps[id]
 	for _, in := range step.Inputs {
 		e.cachedAbove(in)

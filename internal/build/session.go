@@ -207,7 +207,8 @@ func (s *session) index(ctx context.Context, d digest.Digest) (*tree.Index, erro
 
 // chain returns the merged view of layers by their indexes.
 func (s *session) chain(ctx context.Context, layers []digest.Digest) (*tree.Chain, error) {
-	if err := each(ctx, layers, func(ctx context.Context, d digest.Digest) error {
+	// Every step asks for the whole chain it stands on, of which the last layer alone is new.
+	if err := each(ctx, s.layers.Unopened(layers), func(ctx context.Context, d digest.Digest) error {
 		_, err := s.index(ctx, d)
 		return err
 	}); err != nil {

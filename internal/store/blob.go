@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -28,15 +29,25 @@ const (
 
 // BlobPath is where a blob lies if it is here, and "" for what is no sha256 digest.
 func (s *Store) BlobPath(d digest.Digest) string {
-	if !validDigest(d) {
+	if !ValidDigest(d) {
 		return ""
 	}
 	return s.path(blobDir, d.Encoded())
 }
 
-// validDigest keeps what a hostile manifest calls a digest from becoming a path.
-func validDigest(d digest.Digest) bool {
-	return d.Validate() == nil && d.Algorithm() == digest.SHA256
+// ValidDigest reports whether d is a SHA-256 digest in its one form. It keeps what a hostile manifest calls a digest from becoming a
+// path. It is asked for every layer of every record, which is why it is no regular expression.
+func ValidDigest(d digest.Digest) bool {
+	hex, ok := strings.CutPrefix(string(d), "sha256:")
+	if !ok || len(hex) != 64 {
+		return false
+	}
+	for _, c := range []byte(hex) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // HasBlob reports whether a blob is here and whole, and notes the use. A negative size is one that is not known.

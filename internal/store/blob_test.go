@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -57,5 +58,22 @@ func TestSparseBlobs(t *testing.T) {
 	must(t, err)
 	if blocks := fi.Sys().(*syscall.Stat_t).Blocks; fi.Size() != 64<<20 || blocks > 100 {
 		t.Errorf("64 MiB of zeros take %d blocks", blocks)
+	}
+}
+
+// A digest has one form, and is never a path.
+func TestValidDigest(t *testing.T) {
+	good := digest.FromString("x")
+	if !ValidDigest(good) {
+		t.Errorf("%s", good)
+	}
+	for _, bad := range []digest.Digest{
+		"", "sha256:", good[:70], good + "0", digest.Digest(strings.ToUpper(string(good))), "sha256:" + digest.Digest(strings.ToUpper(good.Encoded())),
+		"sha512:" + digest.Digest(good.Encoded()), "sha256:../../../../../../../../../../../../../../../../../../../../../../etc", digest.Digest(good.Encoded()),
+		good[:70] + "/", good[:70] + "\x00", "sha512:" + digest.Digest(strings.Repeat("0", 128)),
+	} {
+		if ValidDigest(bad) {
+			t.Errorf("%q", bad)
+		}
 	}
 }

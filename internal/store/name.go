@@ -111,7 +111,7 @@ func parseName(data []byte) (Name, error) {
 	if err := json.Unmarshal(data, &n); err != nil {
 		return n, err
 	}
-	if !validDigest(n.Descriptor.Digest) || n.Descriptor.Size < 0 {
+	if !ValidDigest(n.Descriptor.Digest) || n.Descriptor.Size < 0 {
 		return n, fmt.Errorf("%.80q is no digest of a manifest", string(n.Descriptor.Digest))
 	}
 	return n, nil
