@@ -28,7 +28,7 @@ func readCost(mediaType string) int {
 // Import stores a layer's blob from a stream and makes its index, in one pass: the compressed bytes are checked against
 // desc, the plain bytes against diffID, and nothing is published unless both agree.
 func (l *Layers) Import(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error {
-	if err := l.importBlob(ctx, diffID, desc, r, true); err != nil {
+	if err := l.importBlob(ctx, diffID, desc, r, true, nil); err != nil {
 		return fmt.Errorf("import layer %s: %w", diffID, err)
 	}
 	return nil
@@ -38,13 +38,22 @@ func (l *Layers) Import(ctx context.Context, diffID digest.Digest, desc ocispec.
 // when the layer is first unpacked or its index is first asked for. It is the cheaper choice when a directory will be
 // needed anyway, because then one decompression serves both.
 func (l *Layers) ImportBlob(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error {
-	if err := l.importBlob(ctx, diffID, desc, r, false); err != nil {
+	return l.ImportFollowed(ctx, diffID, desc, r, nil)
+}
+
+// Follow begins to read a blob that is still being written, in f, which it closes; what it returns is called with how many of its bytes are
+// there, each time there are more, and with all of them once they turned out to be right.
+type Follow func(f *os.File) (grown func(n int64), err error)
+
+// ImportFollowed is ImportBlob for one that is read while it arrives. Nobody follows when follow is nil.
+func (l *Layers) ImportFollowed(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader, follow Follow) error {
+	if err := l.importBlob(ctx, diffID, desc, r, false, follow); err != nil {
 		return fmt.Errorf("import layer %s: %w", diffID, err)
 	}
 	return nil
 }
 
-func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader, index bool) error {
+func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader, index bool, follow Follow) error {
 	for _, d := range []digest.Digest{diffID, desc.Digest} {
 		if err := d.Validate(); err != nil {
 			return fmt.Errorf("digest %q: %w", d, err)
@@ -55,12 +64,23 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 		return err
 	}
 	defer blob.Abort()
+	grown := func(int64) {}
+	if follow != nil {
+		f, err := blob.Follow()
+		if err != nil {
+			return err
+		}
+		if grown, err = follow(f); err != nil {
+			return err
+		}
+	}
 	var size int64
 	store := func(b []byte) error {
 		if size += int64(len(b)); size > desc.Size {
 			return fmt.Errorf("the blob is longer than the %d bytes it was said to have", desc.Size)
 		}
 		_, err := blob.Write(b)
+		grown(blob.Written())
 		return err
 	}
 	in := newReadAhead(ctx, r, store)
@@ -80,6 +100,7 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 	if _, _, err := blob.Commit(desc.Digest); err != nil {
 		return err
 	}
+	grown(size)
 	if x != nil {
 		if err := l.publishIndex(ctx, diffID, x); err != nil {
 			return err

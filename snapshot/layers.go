@@ -42,6 +42,7 @@ type Layers struct {
 	flying  map[digest.Digest]*indexing
 	ready   map[string]string // directories that the lease keeps: see readyDir
 	idle    []*PrivateTree
+	early   map[digest.Digest]*tempTree // see UnpackFollowing
 }
 
 // indexing is an index being made in this process.
@@ -57,7 +58,7 @@ func New(st *store.Store, o Options) *Layers {
 	return &Layers{
 		st: st, idKind: o.IDKind, lease: o.Lease, owners: &owners{ids: o.IDs, nodes: &owner.Nodes{}},
 		indexes: map[digest.Digest]*tree.Index{}, flying: map[digest.Digest]*indexing{},
-		ready: map[string]string{},
+		ready: map[string]string{}, early: map[digest.Digest]*tempTree{},
 	}
 }
 
@@ -247,7 +248,9 @@ func (l *Layers) Here(diffID digest.Digest) bool {
 // the error is ErrNotHere. The index is shared and stays open: callers do not close it.
 func (l *Layers) Index(ctx context.Context, diffID digest.Digest) (*tree.Index, error) {
 	x, err := l.index(ctx, diffID, func() error {
-		_, err := l.readLayer(ctx, diffID, nil)
+		_, err := l.readLayer(ctx, diffID, nil, func(stages ...func([]byte) error) (*stream, error) {
+			return l.openTar(ctx, diffID, stages...)
+		})
 		return err
 	})
 	if err != nil {
@@ -356,11 +359,14 @@ func (l *Layers) hasIndex(diffID digest.Digest) bool {
 	return true
 }
 
-// readLayer reads a layer's local blob once, publishes its index, and gives every entry to a as well when a is not nil.
+// opener opens the plain tar of a layer; each stage sees its bytes before the reader does.
+type opener func(stages ...func([]byte) error) (*stream, error)
+
+// readLayer reads a layer once, publishes its index, and gives every entry to a as well when a is not nil.
 // The plain bytes are checked against diffID.
-func (l *Layers) readLayer(ctx context.Context, diffID digest.Digest, a *applier) (ApplyReport, error) {
+func (l *Layers) readLayer(ctx context.Context, diffID digest.Digest, a *applier, open opener) (ApplyReport, error) {
 	sum := digest.SHA256.Digester()
-	r, err := l.openTar(ctx, diffID, func(b []byte) error { _, err := sum.Hash().Write(b); return err })
+	r, err := open(func(b []byte) error { _, err := sum.Hash().Write(b); return err })
 	if err != nil {
 		return ApplyReport{}, err
 	}

@@ -345,8 +345,9 @@ func (t *PrivateTree) Discard() {
 	}
 }
 
-// DropTrees gives up the trees that wait for another step.
+// DropTrees gives up the trees that wait for another step, and directories that no step asked for.
 func (l *Layers) DropTrees() {
+	l.dropEarly()
 	l.mu.Lock()
 	idle := l.idle
 	l.idle = nil

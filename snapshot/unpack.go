@@ -122,9 +122,14 @@ func (l *Layers) Unpack(ctx context.Context, chain []digest.Digest, i int) (stri
 }
 
 func (l *Layers) unpack(ctx context.Context, chain []digest.Digest, i int) (string, error) {
-	made, err := l.unpackUnread(ctx, chain[i])
+	made, err := l.unpackNew(ctx, chain[i], func(stages ...func([]byte) error) (*stream, error) {
+		return l.openTar(ctx, chain[i], stages...)
+	})
 	if err != nil {
 		return "", err
+	}
+	if made == nil {
+		made = l.takeEarly(chain[i])
 	}
 	defer made.drop()
 	return l.readyDir(ctx, chain, i, func() (string, error) {
@@ -189,16 +194,16 @@ func (l *Layers) makeDir(ctx context.Context, chain []digest.Digest, i int, made
 	})
 }
 
-// unpackUnread unpacks a layer that nobody has read yet: its index and its directory come out of one pass. It returns nil
-// when the index exists already, and the directory, not yet in its place, otherwise.
-func (l *Layers) unpackUnread(ctx context.Context, diffID digest.Digest) (made *tempTree, err error) {
+// unpackNew unpacks a layer that nobody has read yet: its index and its directory come out of one pass over what open gives. It
+// returns nil when the index exists already, and the directory, not yet in its place, otherwise.
+func (l *Layers) unpackNew(ctx context.Context, diffID digest.Digest, open opener) (made *tempTree, err error) {
 	_, err = l.index(ctx, diffID, func() error {
 		t, err := l.newTempTree()
 		if err != nil {
 			return err
 		}
 		a := newApplier(t.root, l.owners)
-		report, err := l.readLayer(ctx, diffID, a)
+		report, err := l.readLayer(ctx, diffID, a, open)
 		if err != nil {
 			t.drop()
 			return err

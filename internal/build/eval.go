@@ -43,9 +43,9 @@ type evaluator struct {
 	mountSels map[mountID]*future[*selection]
 	searched  map[dag.ID]bool // cached steps of which it is known what leaked
 
-	evaluates bool              // steps are carried out, not only asked about: see writesAhead
-	readAgain map[dag.ID]bool   // steps whose layers others read as tars
-	drafts    map[dag.ID]*draft // layers written before their step's key was known
+	evaluates bool                   // steps are carried out, not only asked about: see writesAhead
+	readAgain map[dag.ID]bool        // steps whose layers others read as tars
+	drafts    map[dag.ID]*draft      // layers written before their step's key was known
 	urgencies func() []time.Duration // by step: see urgency
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build

@@ -16,6 +16,7 @@ import (
 
 	"build/dag"
 	"build/internal/progress"
+	"build/internal/registry"
 	"build/snapshot"
 )
 
@@ -148,7 +149,13 @@ func (f *fetches) fetch(ctx context.Context, w wanted) error {
 		if w.blob.Digest != "" && o.desc.Digest != w.blob.Digest {
 			continue
 		}
-		if err := f.fetchFrom(ctx, diffID, o, w.into); err != nil {
+		err := f.fetchFrom(ctx, diffID, o, w.into)
+		var mixed *registry.MixedUpError
+		if errors.As(err, &mixed) && ctx.Err() == nil {
+			f.s.warn("%v: it came over several connections, and is asked for once more over one", err)
+			err = f.fetchFrom(ctx, diffID, o, w.into)
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}

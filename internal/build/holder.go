@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"time"
 
@@ -96,6 +97,7 @@ func Reentry() bool {
 	return userns.Reentry(map[string]userns.Handler{
 		"open":    n.open,
 		"run":     n.run,
+		"unpack":  n.unpack,
 		"try":     n.try,
 		"examine": n.examine,
 		"close":   n.close,
@@ -146,6 +148,7 @@ type inside struct {
 	sharePID bool // without a pid namespace
 	ahead    executor.Ahead
 	renewed  renewed
+	unpacks  chan struct{} // as many as layers may be unpacked at a time while they arrive
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
 }
@@ -200,6 +203,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if !n.plain && !n.sharePID {
 		n.ahead.Expect(req.Further)
 	}
+	n.unpacks = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
 	n.sweep(kind)
 	return n.chooseRoot(&req)
 }

@@ -101,11 +101,11 @@ func (e *evaluator) stepFailed(step *dag.Step, op dag.Run, err error, logs *step
 // makeUnpackable makes sure every layer a RUN stands on is here as a directory or as something to unpack. A blob that was seen
 // once in this build is not looked for again: every RUN of a Dockerfile stands on the layers of those before it.
 func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) error {
-	_, g, err := e.holder.get(ctx, e.session)
+	h, g, err := e.holder.get(ctx, e.session)
 	if err != nil {
 		return err
 	}
-	missing := make([]digest.Digest, 0, len(chain))
+	var missing []int
 	for i, d := range chain {
 		if _, seen := e.blobsHere.Load(d); seen {
 			continue
@@ -113,10 +113,10 @@ func (e *evaluator) makeUnpackable(ctx context.Context, chain []digest.Digest) e
 		if e.layers.Here(d) {
 			e.blobsHere.Store(d, true)
 		} else if g.Root == RootTree || !e.layers.HasDir(g.Plan.Kind, chain, i) {
-			missing = append(missing, d)
+			missing = append(missing, i)
 		}
 	}
-	return each(ctx, missing, e.fetches.blob)
+	return e.fetchForRun(ctx, h, g, chain, missing)
 }
 
 func (e *evaluator) runSpec(op dag.Run, g *ground) executor.Spec {

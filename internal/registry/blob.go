@@ -51,8 +51,11 @@ func embedded(d ocispec.Descriptor) io.ReadCloser {
 }
 
 func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor) (io.ReadCloser, error) {
-	s := &stream{h: h, path: path, d: d, retry: retryState{c: h.c, host: h.name}}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s := h.newStream(ctx, path, d, 0, d.Size)
+	several := d.Size >= h.c.many && !h.single.Load()
+	if several {
+		s.end = h.c.segment
+	}
 	if err := s.connect(); err != nil {
 		s.cancel(nil)
 		if IsClass(err, NotFound) && IsForeign(d.MediaType) {
@@ -60,7 +63,21 @@ func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor) (io.
 		}
 		return nil, err
 	}
-	return newVerifier(s, d, &s.verified), nil
+	if !several {
+		return newVerifier(s, d, &s.complete), nil
+	}
+	if s.whole { // the registry does not do ranges
+		h.single.Store(true)
+		s.end = d.Size
+		return newVerifier(s, d, &s.complete), nil
+	}
+	return &suspicious{newVerifier(newSegments(ctx, s), d, nil), h}, nil
+}
+
+func (h *host) newStream(ctx context.Context, path string, d ocispec.Descriptor, from, end int64) *stream {
+	s := &stream{h: h, path: path, d: d, off: from, end: end, resumed: from, retry: retryState{c: h.c, host: h.name}}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	return s
 }
 
 var errStalled = errors.New("the connection has gone silent")
@@ -68,7 +85,7 @@ var errStalled = errors.New("the connection has gone silent")
 // stallAfter is how long a connection may be silent while we wait for it.
 const stallAfter = time.Minute
 
-// stream is the content of a blob over as many connections as it takes.
+// stream is the content of a blob, or of a part of it, over as many connections as it takes, one after the other.
 type stream struct {
 	h    *host
 	path string
@@ -79,18 +96,20 @@ type stream struct {
 
 	body     io.ReadCloser
 	off      int64
+	end      int64       // of the part
+	whole    bool        // the last answer was all of the blob, whatever was asked for
 	watch    *time.Timer // closes a silent connection
 	stalled  atomic.Bool
 	retry    retryState
 	resumed  int64 // offset of the last resumption; progress since then earns new attempts
-	verified bool
+	complete bool  // everything was read and is right, so the connection can be used again
 }
 
 // connect opens the blob at the current offset.
 func (s *stream) connect() error {
 	r := &request{method: http.MethodGet, path: s.path + "/blobs/" + s.d.Digest.String(), access: pullAccess(s.path), header: http.Header{}}
-	if s.off > 0 {
-		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.d.Size-1))
+	if s.off > 0 || s.end < s.d.Size {
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.end-1))
 	}
 	resp, err := s.h.do(s.ctx, r, http.StatusOK, http.StatusPartialContent)
 	if err != nil {
@@ -118,7 +137,8 @@ func (s *stream) connect() error {
 // startsAt checks that a response is the part of the blob we asked for and returns how many bytes of it to skip: a
 // registry that ignores Range sends everything again.
 func (s *stream) startsAt(resp *http.Response) (int64, error) {
-	if resp.StatusCode == http.StatusOK {
+	s.whole = resp.StatusCode == http.StatusOK
+	if s.whole {
 		if resp.ContentLength >= 0 && resp.ContentLength != s.d.Size {
 			return 0, errorf(Digest, "blob %s has %d bytes, not %d as the manifest says", s.d.Digest, resp.ContentLength, s.d.Size)
 		}
@@ -139,13 +159,13 @@ func (s *stream) Read(p []byte) (int, error) {
 			}
 		}
 		s.watch.Reset(s.h.c.stall) // runs while we wait for the network, not while the reader is busy elsewhere
-		n, err := s.body.Read(p)
+		n, err := s.body.Read(p[:min(int64(len(p)), max(1, s.end-s.off))])
 		s.watch.Stop()
 		s.off += int64(n)
 		switch {
 		case err == nil:
 			return n, nil
-		case s.off >= s.d.Size:
+		case s.off >= s.end:
 			return n, io.EOF // complete; how the connection ended does not matter
 		}
 		if err := s.interrupted(err); err != nil {
@@ -185,7 +205,7 @@ func (s *stream) Close() error {
 		s.watch.Stop()
 	}
 	if s.body != nil {
-		if s.verified {
+		if s.complete {
 			discard(s.body)
 		} else {
 			s.body.Close()

@@ -44,7 +44,8 @@ type Client struct {
 	keys *keychain
 	now  func() time.Time
 
-	stall time.Duration // see stallAfter
+	stall         time.Duration // see stallAfter
+	many, segment int64         // see manySize
 
 	mu    sync.Mutex
 	hosts map[string]*host // by domain, as references spell it
@@ -61,7 +62,7 @@ func New(o Options) *Client {
 	if o.UserAgent == "" {
 		o.UserAgent = "build"
 	}
-	return &Client{o: o, keys: newKeychain(o.DockerConfig, o.AuthConfig), now: time.Now, stall: stallAfter, hosts: map[string]*host{}}
+	return &Client{o: o, keys: newKeychain(o.DockerConfig, o.AuthConfig), now: time.Now, stall: stallAfter, many: manySize, segment: segmentSize, hosts: map[string]*host{}}
 }
 
 // Close drops idle connections. The client stays usable.

@@ -35,12 +35,18 @@ type host struct {
 	auth    authState
 	known   sync.Map // repo@digest → struct{}: blobs that exist there
 
+	single atomic.Bool // blobs come over one connection each: see segments
+	ahead  chan []byte // buffers for segments, nil until first needed
+
 	mu      sync.Mutex
 	foreign map[string]*http.Transport // by host:port and whether a proxy is used
 }
 
 func newHost(c *Client, domain string) (*host, error) {
-	h := &host{c: c, name: domain, addr: apiHost(domain), foreign: map[string]*http.Transport{}}
+	h := &host{c: c, name: domain, addr: apiHost(domain), ahead: make(chan []byte, segmentsAhead), foreign: map[string]*http.Transport{}}
+	for range segmentsAhead {
+		h.ahead <- nil
+	}
 	h.plainOK = c.plainAllowed(domain)
 	h.auth.init()
 	if !h.plainOK {

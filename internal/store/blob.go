@@ -226,6 +226,18 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	return w.buf.Write(p)
 }
 
+// Follow opens the file for somebody who reads the blob while it is written. Up to Written it is as it will be.
+func (w *BlobWriter) Follow() (*os.File, error) {
+	f, err := os.Open(w.f.path)
+	if err != nil {
+		return nil, fmt.Errorf("read a blob while it is written: %w", err)
+	}
+	return f, nil
+}
+
+// Written is how much of the blob is in the file.
+func (w *BlobWriter) Written() int64 { return w.size - w.hole }
+
 // ReadFrom keeps io.Copy from allocating a buffer of its own.
 func (w *BlobWriter) ReadFrom(r io.Reader) (int64, error) {
 	if w.buf == nil {
