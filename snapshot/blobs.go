@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/store"
 	"build/internal/tree"
 )
 
@@ -59,7 +60,7 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 			return fmt.Errorf("digest %q: %w", d, err)
 		}
 	}
-	blob, err := l.st.NewBlob(ctx)
+	blob, err := l.newBlob(ctx, desc)
 	if err != nil {
 		return err
 	}
@@ -109,6 +110,17 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 	plain := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
 	return l.addBlob(ctx, diffID, Blob{Descriptor: plain, Made: MadePulled})
 }
+
+// newBlob begins to store a blob. What has come of a large one is kept when the rest does not.
+func (l *Layers) newBlob(ctx context.Context, desc ocispec.Descriptor) (*store.BlobWriter, error) {
+	if desc.Size < worthKeeping {
+		return l.st.NewBlob(ctx)
+	}
+	return l.st.NewDownload(ctx, desc.Digest)
+}
+
+// worthKeeping is the size from which on the beginning of a blob is worth a file.
+const worthKeeping = 1 << 20
 
 // indexStream makes an index out of a compressed stream and checks the plain bytes against diffID.
 func indexStream(ctx context.Context, diffID digest.Digest, r io.Reader) (*indexer, error) {

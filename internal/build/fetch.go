@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"build/dag"
 	"build/internal/progress"
 	"build/internal/registry"
+	"build/internal/store"
 	"build/snapshot"
 )
 
@@ -150,9 +152,7 @@ func (f *fetches) fetch(ctx context.Context, w wanted) error {
 			continue
 		}
 		err := f.fetchFrom(ctx, diffID, o, w.into)
-		var mixed *registry.MixedUpError
-		if errors.As(err, &mixed) && ctx.Err() == nil {
-			f.s.warn("%v: it came over several connections, and is asked for once more over one", err)
+		if err != nil && ctx.Err() == nil && f.again(o, err) {
 			err = f.fetchFrom(ctx, diffID, o, w.into)
 		}
 		if err != nil {
@@ -198,8 +198,35 @@ func (s *session) registrySource(repo string) blobSource {
 	}
 }
 
+// again reports whether a blob that turned out to be a wrong one is worth a second try, because of how it was put together.
+func (f *fetches) again(o offer, err error) bool {
+	var wrong *wrongBlobError
+	if !errors.As(err, &wrong) {
+		return false
+	}
+	parts := f.s.client.OnePiece(o.repo)
+	switch {
+	case wrong.resumed > 0:
+		f.s.warn("%v: its first %d bytes were downloaded by an earlier build, and are downloaded once more", err, wrong.resumed)
+	case parts:
+		f.s.warn("%v: it may have come over several connections, and is asked for once more over one", err)
+	default:
+		return false
+	}
+	return true
+}
+
+// wrongBlobError is a blob of a registry whose digest is not the one it should have.
+type wrongBlobError struct {
+	err     *registry.Error
+	resumed int64 // how much of it an earlier build had downloaded
+}
+
+func (e *wrongBlobError) Error() string { return e.err.Error() }
+func (e *wrongBlobError) Unwrap() error { return e.err }
+
 func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, into keep) error {
-	r, err := o.from(ctx, o.desc)
+	r, have, err := f.open(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -208,10 +235,49 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, 
 	t.start(f.shownUnder(diffID))
 	err = into(ctx, diffID, o.desc, t)
 	t.end(err)
-	if err != nil && o.repo != "" {
-		return fmt.Errorf("%s: %w", o.repo, err)
+	if err == nil || o.repo == "" {
+		return err
 	}
-	return err
+	var wrong *store.WrongDigestError
+	if errors.As(err, &wrong) {
+		lie := fmt.Errorf("blob %s turned out to have the digest %s", o.desc.Digest, wrong.Got)
+		return &wrongBlobError{&registry.Error{Class: registry.Digest, Ref: o.repo + "@" + o.desc.Digest.String(), Err: lie}, have}
+	}
+	return fmt.Errorf("%s: %w", o.repo, err)
+}
+
+// open opens a blob where it is offered. What a registry gives begins with what an earlier build left of it.
+func (f *fetches) open(ctx context.Context, o offer) (r io.ReadCloser, have int64, err error) {
+	if o.repo == "" {
+		r, err = o.from(ctx, o.desc)
+		return r, 0, err
+	}
+	part, have := f.s.store.Partial(o.desc.Digest)
+	if part == nil || have > o.desc.Size {
+		if part != nil {
+			part.Close()
+		}
+		r, err = f.s.client.BlobFrom(ctx, o.repo, o.desc, 0)
+		return r, 0, err
+	}
+	rest, err := f.s.client.BlobFrom(ctx, o.repo, o.desc, have)
+	if err != nil {
+		part.Close()
+		return nil, 0, err
+	}
+	return &joined{io.MultiReader(io.NewSectionReader(part, 0, have), rest), part, rest}, have, nil
+}
+
+// joined is a blob of two parts.
+type joined struct {
+	io.Reader
+	part *os.File
+	rest io.Closer
+}
+
+func (j *joined) Close() error {
+	_ = j.part.Close() // only read from
+	return j.rest.Close()
 }
 
 // shownUnder is the vertex that a fetch is shown under: the FROM that named the layer's image.

@@ -20,6 +20,29 @@ import (
 // returns io.EOF only after both turned out right, so nobody may use the content before having seen that. A connection
 // that is cut or goes silent is resumed where it stopped.
 func (c *Client) Blob(ctx context.Context, repo string, d ocispec.Descriptor) (io.ReadCloser, error) {
+	r, err := c.BlobFrom(ctx, repo, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseRef(repo)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	h, err := c.host(t.domain)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	if s, ok := r.(*stream); ok {
+		return newVerifier(r, d, &s.complete), nil
+	}
+	return &suspicious{newVerifier(r, d, nil), h}, nil
+}
+
+// BlobFrom is Blob for callers that have the beginning of the blob, the first from bytes, and hash all of it themselves:
+// nothing is verified here. When the digest turns out to be wrong, they ask OnePiece whether to try once more.
+func (c *Client) BlobFrom(ctx context.Context, repo string, d ocispec.Descriptor, from int64) (io.ReadCloser, error) {
 	t, err := parseRef(repo)
 	if err != nil {
 		return nil, err
@@ -28,14 +51,20 @@ func (c *Client) Blob(ctx context.Context, repo string, d ocispec.Descriptor) (i
 	if err := checkDescriptor("blob", d); err != nil {
 		return nil, about(name, err)
 	}
-	if r := embedded(d); r != nil {
-		return r, nil
+	if from < 0 || from > d.Size {
+		return nil, about(name, errorf(Invalid, "%d bytes of a blob of %d", from, d.Size))
+	}
+	if data := embedded(d); data != nil {
+		return io.NopCloser(bytes.NewReader(data[from:])), nil
+	}
+	if from == d.Size {
+		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
 	h, err := c.host(t.domain)
 	if err != nil {
 		return nil, about(name, err)
 	}
-	r, err := h.blob(ctx, t.path, d)
+	r, err := h.blob(ctx, t.path, d, from)
 	if err != nil {
 		return nil, about(name, err)
 	}
@@ -43,18 +72,18 @@ func (c *Client) Blob(ctx context.Context, repo string, d ocispec.Descriptor) (i
 }
 
 // embedded returns the content a descriptor carries in its data field, if it is what the descriptor says.
-func embedded(d ocispec.Descriptor) io.ReadCloser {
+func embedded(d ocispec.Descriptor) []byte {
 	if len(d.Data) == 0 || int64(len(d.Data)) != d.Size || d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
 		return nil
 	}
-	return io.NopCloser(bytes.NewReader(d.Data))
+	return d.Data
 }
 
-func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor) (io.ReadCloser, error) {
-	s := h.newStream(ctx, path, d, 0, d.Size)
-	several := d.Size >= h.c.many && !h.single.Load()
+func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor, from int64) (io.ReadCloser, error) {
+	s := h.newStream(ctx, path, d, from, d.Size)
+	several := d.Size-from >= h.c.many && !h.single.Load()
 	if several {
-		s.end = h.c.segment
+		s.end = from + h.c.segment
 	}
 	if err := s.connect(); err != nil {
 		s.cancel(nil)
@@ -64,14 +93,14 @@ func (h *host) blob(ctx context.Context, path string, d ocispec.Descriptor) (io.
 		return nil, err
 	}
 	if !several {
-		return newVerifier(s, d, &s.complete), nil
+		return s, nil
 	}
 	if s.whole { // the registry does not do ranges
 		h.single.Store(true)
 		s.end = d.Size
-		return newVerifier(s, d, &s.complete), nil
+		return s, nil
 	}
-	return &suspicious{newVerifier(newSegments(ctx, s), d, nil), h}, nil
+	return newSegments(ctx, s), nil
 }
 
 func (h *host) newStream(ctx context.Context, path string, d ocispec.Descriptor, from, end int64) *stream {

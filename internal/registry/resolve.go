@@ -155,7 +155,11 @@ type repository struct {
 }
 
 func (r *repository) open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-	return r.h.blob(ctx, r.target.path, d)
+	b, err := r.h.blob(ctx, r.target.path, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	return newVerifier(b, d, nil), nil
 }
 
 // manifest fetches by digest if d has one, else by the tag of the reference. The digest is always computed from the

@@ -142,6 +142,17 @@ func (s *suspicious) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// OnePiece makes the blobs of a repository's registry come in one piece from now on, and reports whether they came in
+// parts before.
+func (c *Client) OnePiece(repo string) bool {
+	t, err := parseRef(repo)
+	if err != nil {
+		return false
+	}
+	h, err := c.host(t.domain)
+	return err == nil && !h.single.Swap(true)
+}
+
 // MixedUpError is a blob that came in parts over several connections and turned out to be a wrong one. Asked for again, it
 // comes in one piece.
 type MixedUpError struct{ Err error }

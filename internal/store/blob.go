@@ -130,6 +130,8 @@ type BlobWriter struct {
 	hole int64 // zeros at the end of what was written so far that are not in the file yet
 
 	holes int64 // all zeros that were left out
+	have  int64 // of a partial download: how much of it is in the file before anything is written
+	part  bool  // what is there stays when the writer is aborted
 }
 
 // bufferSize gathers the small pieces that tar writers write. Larger pieces pass it by.
@@ -157,9 +159,14 @@ func (w *blobSink) Write(p []byte) (int, error) {
 	if w.ctx.Err() != nil {
 		return 0, context.Cause(w.ctx)
 	}
-	n, err := w.write(p)
+	there := int(min(int64(len(p)), max(0, w.have-w.size)))
+	n, err := w.write(p[there:])
+	n += there
 	w.hash.Write(p[:n])
 	w.size += int64(n)
+	if err != nil {
+		w.part = false // perhaps the disk is full
+	}
 	return n, err
 }
 
@@ -211,9 +218,9 @@ func (w *blobSink) fillHole() error {
 	return err
 }
 
-// end makes the file as long as the blob, which may end in a hole.
+// end makes the file as long as the blob, which may end in a hole, or be shorter than what was there.
 func (w *blobSink) end() error {
-	if w.hole == 0 {
+	if w.hole == 0 && w.have <= w.size {
 		return nil
 	}
 	return w.f.Truncate(w.size)
@@ -236,7 +243,7 @@ func (w *BlobWriter) Follow() (*os.File, error) {
 }
 
 // Written is how much of the blob is in the file.
-func (w *BlobWriter) Written() int64 { return w.size - w.hole }
+func (w *BlobWriter) Written() int64 { return max(w.have, w.size-w.hole) }
 
 // ReadFrom keeps io.Copy from allocating a buffer of its own.
 func (w *BlobWriter) ReadFrom(r io.Reader) (int64, error) {
@@ -276,6 +283,7 @@ func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
 	}
 	got := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(w.hash.Sum(nil)))
 	if want != "" && got != want {
+		w.part = false // nobody is to go on with this
 		return "", &WrongDigestError{Want: want, Got: got}
 	}
 	if err := w.f.close(false); err != nil {
@@ -300,6 +308,10 @@ func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
 
 // Abort gives the blob up. After Commit it does nothing.
 func (w *BlobWriter) Abort() {
+	if w.part && w.buf != nil {
+		_ = w.buf.Flush() // what cannot be written is downloaded again
+		w.f.done = true
+	}
 	if w.buf != nil {
 		w.buf.Reset(nil)
 		buffers.Put(w.buf)

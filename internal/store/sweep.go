@@ -88,6 +88,7 @@ func (s *Store) sweep() (int, error) {
 	total := 0
 	for _, f := range []func() (int, error){
 		s.sweepTemp,
+		s.sweepPartial,
 		s.sweepLocal,
 		func() (int, error) { return s.sweepUnmarked(ls) },
 		s.sweepLocks,
