@@ -54,7 +54,7 @@ func (l *Layers) ImportFollowed(ctx context.Context, diffID digest.Digest, desc 
 	return nil
 }
 
-func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader, index bool, follow Follow) error {
+func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader, index bool, follow Follow) (err error) {
 	for _, d := range []digest.Digest{diffID, desc.Digest} {
 		if err := d.Validate(); err != nil {
 			return fmt.Errorf("digest %q: %w", d, err)
@@ -64,7 +64,13 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 	if err != nil {
 		return err
 	}
-	defer blob.Abort()
+	src := &source{r: r}
+	defer func() {
+		if err != nil && src.err == nil && ctx.Err() == nil {
+			blob.Discard() // it is not that the rest did not come
+		}
+		blob.Abort()
+	}()
 	grown := func(int64) {}
 	if follow != nil {
 		f, err := blob.Follow()
@@ -84,7 +90,7 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 		grown(blob.Written())
 		return err
 	}
-	in := newReadAhead(ctx, r, store)
+	in := newReadAhead(ctx, src, store)
 	defer in.Close()
 	var x *indexer
 	if index {
@@ -109,6 +115,20 @@ func (l *Layers) importBlob(ctx context.Context, diffID digest.Digest, desc ocis
 	}
 	plain := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
 	return l.addBlob(ctx, diffID, Blob{Descriptor: plain, Made: MadePulled})
+}
+
+// source remembers that reading failed.
+type source struct {
+	r   io.Reader
+	err error // to be looked at when nobody reads any more
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
 }
 
 // newBlob begins to store a blob. What has come of a large one is kept when the rest does not.

@@ -216,9 +216,9 @@ func (f *fetches) again(o offer, err error) bool {
 	return true
 }
 
-// wrongBlobError is a blob of a registry whose digest is not the one it should have.
+// wrongBlobError is a blob of a registry that is not what it should be.
 type wrongBlobError struct {
-	err     *registry.Error
+	err     error
 	resumed int64 // how much of it an earlier build had downloaded
 }
 
@@ -240,10 +240,17 @@ func (f *fetches) fetchFrom(ctx context.Context, diffID digest.Digest, o offer, 
 	}
 	var wrong *store.WrongDigestError
 	if errors.As(err, &wrong) {
-		lie := fmt.Errorf("blob %s turned out to have the digest %s", o.desc.Digest, wrong.Got)
-		return &wrongBlobError{&registry.Error{Class: registry.Digest, Ref: o.repo + "@" + o.desc.Digest.String(), Err: lie}, have}
+		err = &registry.Error{
+			Class: registry.Digest, Ref: o.repo + "@" + o.desc.Digest.String(),
+			Err: fmt.Errorf("blob %s turned out to have the digest %s", o.desc.Digest, wrong.Got),
+		}
+		return &wrongBlobError{err, have}
 	}
-	return fmt.Errorf("%s: %w", o.repo, err)
+	err = fmt.Errorf("%s: %w", o.repo, err)
+	if have > 0 && !t.failed {
+		return &wrongBlobError{err, have} // it showed before the end
+	}
+	return err
 }
 
 // open opens a blob where it is offered. What a registry gives begins with what an earlier build left of it.
@@ -321,6 +328,8 @@ type transferReader struct {
 	n     int64
 	total int64
 	last  time.Time
+
+	failed bool // to read; to be looked at when nobody reads any more
 }
 
 func (t *transferReader) start(id progress.ID, name string) {
@@ -332,6 +341,7 @@ func (t *transferReader) start(id progress.ID, name string) {
 func (t *transferReader) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
 	t.n += int64(n)
+	t.failed = t.failed || err != nil && err != io.EOF
 	if time.Since(t.last) > 100*time.Millisecond {
 		t.report(false)
 	}

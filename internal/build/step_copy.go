@@ -55,9 +55,12 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 
 // draftCopy writes the layer of a COPY or ADD on what it stands on.
 func (e *evaluator) draftCopy(ctx context.Context, step *dag.Step, op dag.Copy, on *outcome, sel *selection) (*draft, error) {
-	base, baseLayers, err := e.baseChain(ctx, on)
-	if err != nil {
-		return nil, err
+	base, baseLayers := tree.NewChain(nil), []digest.Digest(nil)
+	if !op.Link || strings.Trim(op.Chown, "0123456789:") != "" { // a name is looked up in the base
+		var err error
+		if base, baseLayers, err = e.baseChain(ctx, on); err != nil {
+			return nil, err
+		}
 	}
 	if op.Chown != "" {
 		owner, err := e.layers.Owner(ctx, base, baseLayers, op.Chown)

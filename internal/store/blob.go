@@ -320,6 +320,12 @@ func (w *BlobWriter) Abort() {
 	w.f.discard()
 }
 
+// Discard is Abort for a download that nobody is to go on with.
+func (w *BlobWriter) Discard() {
+	w.part = false
+	w.Abort()
+}
+
 // RemoveBlob removes a blob that turned out to be damaged.
 func (s *Store) RemoveBlob(d digest.Digest) error {
 	path := s.BlobPath(d)
