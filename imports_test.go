@@ -19,7 +19,7 @@ import (
 // only with a reason that fits in a sentence.
 var may = map[string]string{
 	"cmd/build":         "internal/build internal/progress internal/userns internal/emulator executor",
-	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner internal/turns",
+	"internal/build":    "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/explain internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner internal/turns",
 	"parser":            "",
 	"dag":               "parser",
 	"cache":             "internal/store internal/tree",
@@ -27,6 +27,7 @@ var may = map[string]string{
 	"executor":          "internal/bpf internal/fakeroot internal/owner internal/veth",
 	"exporter":          "internal/tree",
 	"internal/buildctx": "internal/git internal/tree",
+	"internal/explain":  "cache internal/tree",
 	"internal/git":      "",
 	"internal/leak":     "internal/tree",
 	"internal/store":    "",

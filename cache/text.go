@@ -185,3 +185,12 @@ func fields(text []byte) func(yield func(name, value string) bool) {
 		}
 	}
 }
+
+// Fields returns the values of a text by name; of several of one name the last.
+func Fields(text []byte) map[string]string {
+	m := make(map[string]string)
+	for name, value := range fields(text) {
+		m[name] = value
+	}
+	return m
+}

@@ -162,9 +162,12 @@ var (
 	publicName = regexp.MustCompile(`(?i)(_|^)(public|file|version)(_|$)`)
 )
 
+// SecretName reports whether a variable is called as if its value were a secret.
+func SecretName(key string) bool { return secretName.MatchString(key) && !publicName.MatchString(key) }
+
 // lintSecret warns of names that look as if their value were a secret.
 func (l *lowering) lintSecret(instruction, key string, c instructions.Command) {
-	if secretName.MatchString(key) && !publicName.MatchString(key) {
+	if SecretName(key) {
 		l.here.Run(&linter.RuleSecretsUsedInArgOrEnv, c.Location(), linter.RuleSecretsUsedInArgOrEnv.Format(instruction, key))
 	}
 }

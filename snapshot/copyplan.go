@@ -466,6 +466,44 @@ func (s *Selection) unpacks(it *item) bool {
 	return s.spec.unpacks()
 }
 
+// Preview lists the entries of the layer that Write would make, in path order, without reading a file: contents have the
+// digests that Digest found. owner, unless nil, is what owns them. ok is false when archives may be unpacked, of which nothing is known without reading them.
+func (s *Selection) Preview(base *tree.Chain, owner *Owner) (list []tree.Entry, ok bool, err error) {
+	spec := *s.spec
+	spec.Owner = owner
+	p, err := newPlan(base, &spec)
+	if err != nil {
+		return nil, false, err
+	}
+	for i := range s.items {
+		it := &s.items[i]
+		if it.inline == nil && s.unpacks(it) && it.top().Type == tree.File {
+			return nil, false, nil
+		}
+		if err := p.add(it.src, it); err != nil {
+			return nil, false, err
+		}
+	}
+	return p.list(nil, p.root), true, nil
+}
+
+// list appends what is planned below n, as write writes it.
+func (p *plan) list(out []tree.Entry, n *planned) []tree.Entry {
+	for _, name := range p.needed(n) {
+		kid := n.kids[name]
+		e := kid.entry
+		if kid.links != nil && e.Type == tree.File {
+			if kid.links.first == "" {
+				kid.links.first = e.Path
+			} else {
+				e.Hardlink = kid.links.first
+			}
+		}
+		out = p.list(append(out, e), kid)
+	}
+	return out
+}
+
 // Write writes the layer that copying the selection onto base makes: everything that changes and all directories above
 // it, with their merged metadata. Nothing is read from base but its indexes.
 func (s *Selection) Write(ctx context.Context, base *tree.Chain, w *Writer) error {

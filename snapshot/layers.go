@@ -297,6 +297,10 @@ func (l *Layers) carryOut(ctx context.Context, diffID digest.Digest, f *indexing
 	f.off = f.err != nil && ctx.Err() != nil
 	l.mu.Lock()
 	delete(l.flying, diffID)
+	if have := l.indexes[diffID]; f.err == nil && have != nil { // KnownIndex was faster
+		_ = f.x.Close() // it was only read
+		f.x = have
+	}
 	if f.err == nil {
 		l.indexes[diffID] = f.x
 	}
@@ -341,6 +345,25 @@ func (l *Layers) Unopened(layers []digest.Digest) (out []digest.Digest) {
 		}
 	}
 	return out
+}
+
+// KnownIndex returns the index of a layer if it is there, and makes none: nothing is read, fetched or written for it. Like that of
+// Index it is shared and stays open.
+func (l *Layers) KnownIndex(diffID digest.Digest) (*tree.Index, bool) {
+	if diffID.Validate() != nil {
+		return nil, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if x := l.indexes[diffID]; x != nil {
+		return x, true
+	}
+	x, err := l.openIndex(diffID)
+	if err != nil {
+		return nil, false
+	}
+	l.indexes[diffID] = x
+	return x, true
 }
 
 // hasIndex reports whether an index can be had without reading the layer.

@@ -165,6 +165,7 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	}
 	s.epoch = products[0].graph.Epoch
 	s.planOutputs()
+	defer func() { s.writeJournal(products) }()
 	for _, p := range products {
 		p.ev = newEvaluator(ctx, s, p.graph, p.platform)
 		defer p.ev.drain()

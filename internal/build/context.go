@@ -36,7 +36,8 @@ func (s *session) loadDockerfile(ctx context.Context) (*parser.File, error) {
 		return nil, err
 	}
 	s.dockerfile, s.definition = df.Data, df
-	return parser.Parse(df.Name, df.Data, parser.Options{Args: s.buildArgs(), Warn: s.warnOf})
+	s.file, err = parser.Parse(df.Name, df.Data, parser.Options{Args: s.buildArgs(), Warn: s.warnOf})
+	return s.file, err
 }
 
 func (s *session) dockerfileName() string {

@@ -13,6 +13,7 @@ import (
 
 	"build/cache"
 	"build/dag"
+	"build/internal/explain"
 	"build/internal/progress"
 )
 
@@ -47,6 +48,8 @@ type evaluator struct {
 	readAgain map[dag.ID]bool        // steps whose layers others read as tars
 	drafts    map[dag.ID]*draft      // layers written before their step's key was known
 	urgencies func() []time.Duration // by step: see urgency
+
+	told progressOf // what became of the steps, and why
 
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
@@ -205,7 +208,8 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 		if err := e.leakedBefore(ctx, step, o.chain[len(o.chain)-1], true); err != nil {
 			return nil, err
 		}
-		_ = e.cache.Alias(def.key, o.record(step), def.hash.Text()) // failing to is no error: the content key still answers
+		_ = e.cache.Alias(def.key, o.record(step), aliasText(def, content)) // failing to is no error: the content key still answers
+		e.note(step, explain.Cached, content.key, nil)
 		e.emitCached(step)
 		return o, nil
 	}
@@ -222,7 +226,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	defer done()
 	began := e.beganAt(step)
 	e.emit(progress.Started{ID: vertex, Name: step.Name, Time: began})
-	made, err := e.perform(ctx, step, in)
+	made, changes, err := e.performExplained(ctx, step, content, in)
 	if err != nil {
 		err = e.located(step, err)
 		e.emit(progress.Done{ID: vertex, Err: err.Error(), Canceled: ctx.Err() != nil, Time: time.Now()})
@@ -232,6 +236,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	if err != nil {
 		return nil, err
 	}
+	e.note(step, explain.Ran, content.key, changes)
 	e.emit(progress.Done{ID: vertex, Time: time.Now()})
 	return o, nil
 }
@@ -329,10 +334,10 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 	if err := e.cache.Put(content.key, &byContent); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
-	if err := e.cache.Alias(def.key, rec, def.hash.Text()); err != nil {
+	if err := e.cache.Alias(def.key, rec, aliasText(def, content)); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
-	if err := e.cache.Remember(identity(step), content.key); err != nil {
+	if err := e.cache.Remember(identity(e.place(step)), content.key); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
 	e.compressLater(step, made)

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	"build/cache"
 	"build/dag"
+	"build/internal/explain"
 	"build/snapshot"
 )
 
@@ -69,6 +71,7 @@ func (e *evaluator) contentKey(ctx context.Context, step *dag.Step, def *stepKey
 	if err := e.inputContent(ctx, h, step, in); err != nil {
 		return nil, e.located(step, err)
 	}
+	e.notes(h, step, in)
 	return sealKey(h), nil
 }
 
@@ -235,5 +238,13 @@ func (e *evaluator) copyFields(ctx context.Context, h *cache.Hash, step *dag.Ste
 	return nil
 }
 
-// identity names the instruction a step came from, so that the next run of it can be compared with this one.
-func identity(step *dag.Step) string { return step.Stage + "\x00" + step.Name }
+// identity names an instruction wherever it stands, so that a run of it can be found that the journal does not know.
+func identity(p explain.Place) string { return p.Text }
+
+// aliasText is what a definition key was hashed from, with the content key that its record stands for.
+func aliasText(def, content *stepKey) []byte {
+	h := cache.NewHash("note")
+	h.Field(explain.NoteContent, content.key.String())
+	_, note, _ := bytes.Cut(h.Text(), []byte{'\n'})
+	return append(def.hash.Text(), note...)
+}

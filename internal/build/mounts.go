@@ -199,9 +199,7 @@ type mountID struct {
 // layerOf writes what a mount shows as a layer: a context is never mounted itself, because a step must see the files
 // that the ignore rules leave, as they were hashed, and must not be able to change the caller's.
 func (e *evaluator) layerOf(ctx context.Context, sel *selection) (digest.Digest, error) {
-	h := cache.NewHash("mounted files")
-	h.Field("selection", hex.EncodeToString(sel.sum[:]))
-	h.Field("at", sel.spec.Dest)
+	h := mountedKey(sel.sum, sel.spec.Dest)
 	key := h.Sum()
 	if rec, err := e.cache.Get(key); err == nil && len(rec.Layers) == 1 && e.obtainable(rec.Layers[0]) {
 		return rec.Layers[0], nil
@@ -211,6 +209,14 @@ func (e *evaluator) layerOf(ctx context.Context, sel *selection) (digest.Digest,
 		return "", err
 	}
 	return d, e.cache.Put(key, &cache.Record{Layers: []digest.Digest{d}, Own: 1, Created: e.began, Step: "mounted files", Text: h.Text()})
+}
+
+// mountedKey is the key of the layer of a selection that is mounted.
+func mountedKey(sum [32]byte, at string) *cache.Hash {
+	h := cache.NewHash("mounted files")
+	h.Field("selection", hex.EncodeToString(sum[:]))
+	h.Field("at", at)
+	return h
 }
 
 // mounts turns the mounts of a RUN into what the holder is asked for, and adds to the command's environment.

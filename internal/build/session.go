@@ -20,6 +20,7 @@ import (
 	"build/internal/store"
 	"build/internal/tree"
 	"build/internal/turns"
+	"build/parser"
 	"build/snapshot"
 )
 
@@ -64,7 +65,10 @@ type session struct {
 
 	blobsHere sync.Map // of digest.Digest: layers with a blob in the store, which the lease keeps there
 
-	dockerfile []byte // its text, for error messages
+	dockerfile []byte       // its text, for error messages
+	file       *parser.File // what it says
+	history    history      // of earlier builds of the context
+	dry        bool         // nothing is fetched, run or written: see plan.go
 	definition *buildctx.Dockerfile
 	found      findings // of lint
 	leaks      *leakGate

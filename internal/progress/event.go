@@ -10,8 +10,8 @@ import "time"
 // vertices #1, #2, … in the order in which they were first started.
 type ID int
 
-// Event is one thing that happened. The set of events is closed: Started, Cached, Done, Log, Transfer, Waiting, Warning
-// and Message. A zero Time means now.
+// Event is one thing that happened. The set of events is closed: Started, Cached, Done, Because, Log, Transfer, Waiting,
+// Warning and Message. A zero Time means now.
 type Event interface{ event() }
 
 // Started says that work on a vertex begins. A vertex that has ended may start again: its times add up.
@@ -33,6 +33,15 @@ type Done struct {
 	Err      string // "" when it went well
 	Canceled bool   // it was stopped because of something else; Err is then not shown as a failure
 	Time     time.Time
+}
+
+// Because says why a vertex could not be answered from the cache although something like it was done before. It comes
+// between Started and Done.
+type Because struct {
+	ID   ID
+	Kind string // what sort of thing changed, one word for programs: "file", "argument", "base"…
+	Text string // completes "ran because …"; one line
+	Time time.Time
 }
 
 // Stream numbers of Log.
@@ -87,6 +96,7 @@ type Message struct {
 func (Started) event()  {}
 func (Cached) event()   {}
 func (Done) event()     {}
+func (Because) event()  {}
 func (Log) event()      {}
 func (Transfer) event() {}
 func (Waiting) event()  {}

@@ -72,6 +72,9 @@ func (p *plain) event(s *state, v *vertex, e Event) {
 	case Done:
 		q.text = appendEnd(q.endLine(), prefix, v)
 		q.closed = true
+	case Because:
+		q.text = append(q.endLine(), prefix+"ran because "+e.Text+"\n"...)
+		q.touch(e.Time)
 	case Waiting:
 		q.text = append(q.endLine(), prefix+"waiting for "+e.Holder+"\n"...)
 		q.touch(e.Time)

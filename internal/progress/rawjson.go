@@ -9,7 +9,8 @@ import (
 )
 
 // rawJSON writes one JSON object per event, in the shape that tools reading `docker build --progress=rawjson` know:
-// {"vertexes": […]}, {"statuses": […]}, {"logs": […]} or {"warnings": […]}.
+// {"vertexes": […]}, {"statuses": […]}, {"logs": […]} or {"warnings": […]}; and {"reasons": […]}, which is
+// ours.
 type rawJSON struct {
 	text []byte
 
@@ -57,12 +58,21 @@ type jsonWarning struct {
 	Pos    string   `json:"pos,omitempty"`
 }
 
+// jsonReason is ours: readers of the format pass over what they do not know.
+type jsonReason struct {
+	Vertex    string    `json:"vertex"`
+	Kind      string    `json:"kind"`
+	Text      string    `json:"text"`
+	Timestamp time.Time `json:"timestamp"`
+}
+
 // jsonLine is one line of output.
 type jsonLine struct {
 	Vertexes []jsonVertex  `json:"vertexes,omitempty"`
 	Statuses []jsonStatus  `json:"statuses,omitempty"`
 	Logs     []jsonLog     `json:"logs,omitempty"`
 	Warnings []jsonWarning `json:"warnings,omitempty"`
+	Reasons  []jsonReason  `json:"reasons,omitempty"`
 }
 
 func (*rawJSON) period() time.Duration     { return 0 }
@@ -124,6 +134,8 @@ func (r *rawJSON) event(s *state, v *vertex, e Event) {
 			j.Detail = [][]byte{[]byte(e.Detail)}
 		}
 		r.add(s, jsonLine{Warnings: []jsonWarning{j}})
+	case Because:
+		r.add(s, jsonLine{Reasons: []jsonReason{{Vertex: v.digest(), Kind: e.Kind, Text: e.Text, Timestamp: e.Time}}})
 	case Message:
 		r.add(s, jsonLine{Logs: []jsonLog{{Vertex: v.digest(), Stream: Stderr, Data: []byte(e.Text + "\n"), Timestamp: e.Time}}})
 	}

@@ -48,6 +48,7 @@ type vertex struct {
 	canceled bool
 	err      string
 	waiting  string // holder of what it waits for
+	because  string // why it was not answered from the cache, "" when there is nothing to say
 
 	parts [2]part // of standard output and standard error
 
@@ -115,6 +116,11 @@ func (s *state) fold(e Event, now time.Time) {
 		s.sink.event(s, v, e)
 	case Done:
 		s.finishWith(e, orNow(e.Time, now))
+	case Because:
+		v := s.vertex(e.ID, "")
+		e.Text, e.Time = oneLine(s.masked(e.Text)), orNow(e.Time, now)
+		v.because = e.Text
+		s.sink.event(s, v, e)
 	case Log:
 		s.log(e, orNow(e.Time, now))
 	case Transfer:

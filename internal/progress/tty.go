@@ -62,6 +62,7 @@ func (t *tty) event(s *state, v *vertex, e Event) {
 		default:
 			t.stay(blue, " => "+v.name+moved(v), v)
 		}
+		t.stayBecause(v)
 	case Warning, Message:
 		colour := ""
 		if _, ok := e.(Warning); ok {
@@ -80,6 +81,15 @@ func (t *tty) stay(colour, text string, v *vertex) {
 		text = aligned(text, string(appendTenths(nil, v.spent)), width-1)
 	}
 	t.finished, t.colours = append(t.finished, text), append(t.colours, colour)
+}
+
+// stayBecause queues the reason why a vertex was not answered from the cache, below its row.
+func (t *tty) stayBecause(v *vertex) {
+	if v.because != "" {
+		width, _ := t.opts.Size()
+		t.stay(faint, fit(" => => ran because "+v.because, max(width-1, 1)), nil)
+		v.because = ""
+	}
 }
 
 // moved says how much the transfers of a vertex came to.
