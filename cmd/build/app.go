@@ -123,7 +123,7 @@ func (a *app) rootCommand(g *globalFlags) *cobra.Command {
 	same.Use = "build [flags] PATH | URL | -"
 	same.Short = "Build an image (the same as without the word)"
 	root.AddCommand(same, a.pushCommand(g), a.imagesCommand(g), a.rmiCommand(g), a.tagCommand(g), a.loginCommand(g), a.doctorCommand(g), a.versionCommand(),
-		a.duCommand(g), a.pruneCommand(g), a.storeCommand(g))
+		a.duCommand(g), a.pruneCommand(g), a.storeCommand(g), a.planCommand(g), a.explainCommand(g))
 	root.InitDefaultHelpCmd()
 	return root
 }
@@ -187,6 +187,7 @@ Exit codes:
   5    registry or network
   6    the machine: no room, no permission, no namespaces
   7    build store check found damage and did not repair it
+  10   build plan: something would run
   129, 130, 143   ended by SIGHUP, SIGINT, SIGTERM
 
 Environment:

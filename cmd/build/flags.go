@@ -143,3 +143,10 @@ func nearest(word string, words []string) (string, bool) {
 	}
 	return "", false
 }
+
+// changedFlags names the flags that were given.
+func changedFlags(cmd *cobra.Command) []string {
+	var names []string
+	cmd.Flags().Visit(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}

@@ -83,7 +83,10 @@ func (s *session) readDockerfile(ctx context.Context) (*buildctx.Dockerfile, err
 }
 
 func (s *session) dirOptions(dir, ignoreFile string) buildctx.DirOptions {
-	cache := buildctx.OpenStatCache(s.statCachePath(dir))
+	var cache buildctx.StatCache = buildctx.OpenStatCache(s.statCachePath(dir))
+	if s.dry {
+		cache = unsaved{cache}
+	}
 	return buildctx.DirOptions{IgnoreFile: ignoreFile, StatCache: cache}
 }
 

@@ -51,6 +51,7 @@ type evaluator struct {
 
 	told progressOf // what became of the steps, and why
 
+	stale map[dag.ID]bool // below a step of --no-cache-filter
 	final map[dag.ID]bool // the steps whose layers end up in the image: these are compressed beside the build
 	bg    *errgroup.Group // that work
 	work  sync.WaitGroup  // every goroutine that computes a future
@@ -104,6 +105,7 @@ func newEvaluator(ctx context.Context, s *session, g *dag.Graph, platform string
 		searched:  map[dag.ID]bool{},
 		readAgain: layersReadAgain(g),
 		drafts:    map[dag.ID]*draft{},
+		stale:     staleSteps(g),
 		final:     map[dag.ID]bool{},
 		bg:        bg, bgCtx: bgCtx,
 	}
@@ -172,7 +174,7 @@ func (e *evaluator) evalStep(ctx context.Context, id dag.ID) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o := e.lookup(step, def.key); o != nil {
+	if o := e.lookupDefinition(step, def.key); o != nil {
 		if err := e.leakedAbove(ctx, id, o.chain); err != nil {
 			return nil, err
 		}
@@ -294,6 +296,28 @@ func (e *evaluator) evalInputs(ctx context.Context, step *dag.Step) ([]*outcome,
 		return nil, err
 	}
 	return out, nil
+}
+
+// lookupDefinition is lookup for a key by definition. Below a step that was told to run again it says nothing: that step would
+// not be looked at any more.
+func (e *evaluator) lookupDefinition(step *dag.Step, k cache.Key) *outcome {
+	if e.stale[step.ID] {
+		return nil
+	}
+	return e.lookup(step, k)
+}
+
+// staleSteps finds the steps that stand on or read from one that runs whatever the cache has.
+func staleSteps(g *dag.Graph) map[dag.ID]bool {
+	stale := map[dag.ID]bool{}
+	for i := range g.Steps { // inputs come first
+		for _, in := range g.Steps[i].Inputs {
+			if stale[in] || g.Steps[in].NoCache && isWork(&g.Steps[in]) {
+				stale[g.Steps[i].ID] = true
+			}
+		}
+	}
+	return stale
 }
 
 // lookup asks the cache, and believes it only when every layer of the record can still be had in some form.

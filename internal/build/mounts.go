@@ -88,7 +88,7 @@ func (e *evaluator) privateFields(h *cache.Hash, name string, m dag.Mount) error
 	if secret == nil || !secret.CacheKey {
 		return nil
 	}
-	key, err := e.store.SecretKey()
+	key, err := e.secretKey()
 	if err != nil {
 		return &EnvironmentError{Err: err}
 	}

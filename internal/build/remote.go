@@ -118,8 +118,14 @@ func (s *session) download(ctx context.Context, raw string, checksum digest.Dige
 				return nil, &UsageError{Msg: fmt.Sprintf("checksum %q of %s: %v", sum, git.Redact(raw), err)}
 			}
 		}
+		dir := filepath.Join(s.store.Dir(), "http")
+		if s.dry {
+			if dir, err = s.scratchDownloads(dir); err != nil {
+				return nil, err
+			}
+		}
 		d := &buildctx.Downloads{
-			Dir: filepath.Join(s.store.Dir(), "http"), Transport: &s.transport, UserAgent: userAgent,
+			Dir: dir, Transport: &s.transport, UserAgent: userAgent,
 			Authorization: s.httpAuthorization, Offline: s.opts.Store.Offline,
 		}
 		if err := s.transport.check(raw); err != nil {

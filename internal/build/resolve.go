@@ -300,6 +300,9 @@ func (s *session) sayLocal(id progress.ID, ref string, l *localImage) {
 
 // keepImage stores manifest and configuration of a pulled image and its name, so that the next build needs no request.
 func (s *session) keepImage(ref string, img *registry.Image, want ocispec.Platform) error {
+	if s.dry {
+		return nil
+	}
 	for _, b := range [][]byte{img.ManifestRaw, img.ConfigRaw} {
 		if err := putBlob(s.store, b); err != nil {
 			return err

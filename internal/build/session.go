@@ -198,6 +198,12 @@ func (s *session) count(_ *dag.Step, cached bool) {
 
 // index returns the index of a layer, fetching its blob when there is no other way to know it.
 func (s *session) index(ctx context.Context, d digest.Digest) (*tree.Index, error) {
+	if s.dry {
+		if x, ok := s.layers.KnownIndex(d); ok {
+			return x, nil
+		}
+		return nil, &undecidedError{fmt.Sprintf("layer %s, which is not here", d)}
+	}
 	if x, err := s.layers.Index(ctx, d); err == nil {
 		return x, nil
 	} else if !isNotHere(err) {
