@@ -167,6 +167,18 @@ func (c *Cache) NearestTo(identity string, text []byte) (*Record, error) {
 	return best, nil
 }
 
+// Alike returns the records that are remembered of an instruction, the latest first, with their whole texts.
+func (c *Cache) Alike(identity string) []*Record {
+	var out []*Record
+	for _, k := range c.rememberedKeys(identity) {
+		if r, err := c.Get(k); err == nil {
+			r.Text = c.Text(r)
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // References tells a collection or a check of the store what records and links stand on.
 func References(kind store.Kind, _ string, data []byte) []store.Ref {
 	switch kind {

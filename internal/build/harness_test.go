@@ -351,11 +351,12 @@ type recorder struct {
 	logs     map[progress.ID]*bytes.Buffer
 	messages []string
 	warnings []string
+	because  map[string]progress.Because // by instruction
 	watch    func(progress.Event)
 }
 
 func newRecorder() *recorder {
-	return &recorder{names: map[progress.ID]string{}, open: map[progress.ID]bool{}, logs: map[progress.ID]*bytes.Buffer{}}
+	return &recorder{names: map[progress.ID]string{}, open: map[progress.ID]bool{}, logs: map[progress.ID]*bytes.Buffer{}, because: map[string]progress.Because{}}
 }
 
 func (r *recorder) Emit(e progress.Event) {
@@ -375,6 +376,8 @@ func (r *recorder) Emit(e progress.Event) {
 			r.logs[e.ID] = b
 		}
 		b.Write(e.Data)
+	case progress.Because:
+		r.because[bareTitle(r.names[e.ID])] = e
 	case progress.Message:
 		r.messages = append(r.messages, e.Text)
 	case progress.Warning:

@@ -30,6 +30,7 @@ type earlier struct {
 	text    []byte
 	place   *explain.Place // nil: found by its text alone, in another context
 	loose   bool           // it may be of something else that merely looks the same
+	other   *earlier       // another one that does
 }
 
 // earlier finds the nearest earlier run of a step that the cache does not answer; nil if nothing like it ran before. It must be
@@ -42,11 +43,7 @@ func (e *evaluator) earlier(step *dag.Step, content *stepKey) *earlier {
 		entry = journal.Elsewhere(place)
 	}
 	if entry == nil {
-		rec, err := e.cache.NearestTo(identity(place), text)
-		if err != nil || !rec.Created.Before(e.began) {
-			return nil
-		}
-		return e.forced(step, &earlier{record: rec, text: rec.Text, loose: true})
+		return e.lookAlike(step, place)
 	}
 	was := &earlier{place: &entry.Place, loose: journal.Context == stream}
 	least := -1
@@ -68,6 +65,22 @@ func (e *evaluator) earlier(step *dag.Step, content *stepKey) *earlier {
 		was.changes = []explain.Change{{Kind: explain.Evicted, Text: "what is known of its earlier runs was evicted from the cache"}}
 	}
 	return e.forced(step, was)
+}
+
+// lookAlike finds runs of the same line in other contexts; nil if there are none. One of this very build explains nothing.
+func (e *evaluator) lookAlike(step *dag.Step, place explain.Place) *earlier {
+	var first *earlier
+	next := &first
+	for _, rec := range e.cache.Alike(identity(place)) {
+		if rec.Created.Before(e.began) {
+			*next = &earlier{record: rec, text: rec.Text, loose: true}
+			next = &(*next).other
+		}
+	}
+	if first == nil || step.NoCache {
+		return nil
+	}
+	return first
 }
 
 // contentOf is the content key of an earlier run, also of one that was answered by its definition.
@@ -109,9 +122,9 @@ func (e *evaluator) forced(step *dag.Step, was *earlier) *earlier {
 	if !step.NoCache {
 		return was
 	}
-	text := "of --no-cache"
+	text := "--no-cache was given"
 	if !e.opts.NoCache {
-		text = "of --no-cache-filter=" + step.Stage
+		text = "--no-cache-filter=" + step.Stage + " was given"
 	}
 	was.changes = []explain.Change{{Kind: explain.NoCache, Text: text}}
 	return was
@@ -145,7 +158,7 @@ func (e *evaluator) why(ctx context.Context, step *dag.Step, content *stepKey, i
 	}
 	changes := explain.Compare(was.text, content.hash.Text(), facts)
 	if was.loose && !e.akin(step, changes, unlike) {
-		return nil
+		return e.why(ctx, step, content, in, was.other, made)
 	}
 	if len(changes) == 0 {
 		changes = []explain.Change{{Kind: explain.Unknown, Text: "its key changed"}}
@@ -327,7 +340,7 @@ func (e *evaluator) belowChanged(step *dag.Step, before, after []string, base bo
 		return explain.Change{Kind: explain.Step, Text: "a step before it is gone"}
 	}
 	from := above[at-own]
-	if e.known().Same(e.place(from), e.told.now) == nil {
+	if len(e.changesOf(from.ID)) == 0 && e.known().Same(e.place(from), e.told.now) == nil {
 		return explain.Change{Kind: explain.Step, Text: from.Name + " is new before it"}
 	}
 	if at+1 < len(before) && before[at+1] == after[at] {
@@ -415,6 +428,9 @@ func (e *evaluator) copiedLists(ctx context.Context, step *dag.Step, in []*outco
 			now, err := e.index(ctx, made)
 			if err != nil {
 				return nil, nil, err
+			}
+			if a, b := old.Summary().Entries, now.Summary().Entries; was.loose && (a > 2*b || b > 2*a) {
+				return nil, nil, nil // no need to look at them one by one
 			}
 			return old.Subtree(""), now.Subtree(""), nil
 		}
@@ -523,7 +539,7 @@ func (e *evaluator) copiedNames(ctx context.Context, step *dag.Step, op dag.Copy
 				return e.spelled(step, g)
 			}
 		}
-		if len(guesses) > 0 {
+		if unpacks := op.Add && (op.Unpack == nil || *op.Unpack) || op.Unpack != nil && *op.Unpack; len(guesses) > 0 && !unpacks {
 			return e.spelled(step, guesses[0])
 		}
 		return "/" + p
