@@ -82,7 +82,7 @@ func (c *Cache) Alias(def Key, r *Record, text []byte) error {
 // Remove forgets a record, for instance one whose layers are gone.
 func (c *Cache) Remove(k Key) error { return c.st.Remove(store.KindRecord, k.String()) }
 
-// remembered is how many keys of an instruction are kept, for finding the nearest when branches take turns.
+// remembered is how many keys of an instruction are kept.
 const remembered = 4
 
 func linkKey(identity string) string { return "step " + identity }
@@ -118,53 +118,6 @@ func (c *Cache) rememberedKeys(identity string) []Key {
 		keys = append(keys, k)
 	}
 	return keys
-}
-
-// Took is how long an instruction took when it was carried out last, and whether that is known.
-func (c *Cache) Took(identity string) (time.Duration, bool) {
-	for _, k := range c.rememberedKeys(identity) {
-		if r, err := c.Get(k); err == nil {
-			return r.Took, true
-		}
-	}
-	return 0, false
-}
-
-// ReasonNew and ReasonEvicted are why Nearest finds nothing.
-const (
-	ReasonNew     = "the instruction was not run before"
-	ReasonEvicted = "its record was evicted"
-)
-
-// Nearest returns the latest record of an instruction, with its whole text, to compare with. The error is a *Miss.
-func (c *Cache) Nearest(identity string) (*Record, error) { return c.NearestTo(identity, nil) }
-
-// NearestTo returns the remembered record of an instruction whose text differs least from text; among equals the
-// latest. The error is a *Miss.
-func (c *Cache) NearestTo(identity string, text []byte) (*Record, error) {
-	keys := c.rememberedKeys(identity)
-	if len(keys) == 0 {
-		return nil, &Miss{Reason: ReasonNew}
-	}
-	var best *Record
-	least := -1
-	for _, k := range keys {
-		r, err := c.Get(k)
-		if err != nil {
-			continue
-		}
-		r.Text = c.Text(r)
-		if text == nil {
-			return r, nil
-		}
-		if n := len(Diff(r.Text, text)); least < 0 || n < least {
-			best, least = r, n
-		}
-	}
-	if best == nil {
-		return nil, &Miss{Key: keys[0], Reason: ReasonEvicted}
-	}
-	return best, nil
 }
 
 // Alike returns the records that are remembered of an instruction, the latest first, with their whole texts.

@@ -183,31 +183,26 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-func TestNearest(t *testing.T) {
+func TestAlike(t *testing.T) {
 	c := newCache(t)
-	text := func(arg, file string) []byte { return []byte("arg=" + arg + "\nfile:a=" + file + "\nuser=root\n") }
-	_, err := c.Nearest("i")
-	var miss *Miss
-	if !errors.As(err, &miss) || miss.Reason != ReasonNew {
-		t.Errorf("got %v", err)
+	if got := c.Alike("i"); got != nil {
+		t.Errorf("got %v", got)
 	}
-	for i, tx := range [][]byte{text("1", "1"), text("1", "2"), text("2", "3")} {
+	for i := range 3 {
 		k := key(fmt.Sprint(i))
-		if err := errors.Join(c.Put(k, &Record{Text: tx}), c.Remember("i", k), c.Remember("i", k)); err != nil {
+		if err := errors.Join(c.Put(k, &Record{Text: []byte(fmt.Sprintf("arg=%d\n", i))}), c.Remember("i", k), c.Remember("i", k)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if r, err := c.Nearest("i"); err != nil || string(r.Text) != string(text("2", "3")) {
-		t.Errorf("latest: %v, %v", r, err)
-	}
-	if r, err := c.NearestTo("i", text("1", "9")); err != nil || string(r.Text) != string(text("1", "2")) {
-		t.Errorf("nearest: %v, %v", r, err)
-	}
-	if err := errors.Join(c.Remove(key("0")), c.Remove(key("1")), c.Remove(key("2"))); err != nil {
+	if err := c.Remove(key("1")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Nearest("i"); !errors.As(err, &miss) || miss.Reason != ReasonEvicted {
-		t.Errorf("got %v", err)
+	var texts []string
+	for _, r := range c.Alike("i") {
+		texts = append(texts, string(r.Text))
+	}
+	if want := []string{"arg=2\n", "arg=0\n"}; !reflect.DeepEqual(texts, want) {
+		t.Errorf("got %q", texts)
 	}
 	for i := range 20 {
 		if err := c.Remember("i", key(fmt.Sprint(i))); err != nil {
@@ -216,6 +211,17 @@ func TestNearest(t *testing.T) {
 	}
 	if n := len(c.rememberedKeys("i")); n != remembered {
 		t.Errorf("%d keys are remembered", n)
+	}
+}
+
+func TestFields(t *testing.T) {
+	h := NewHash("k")
+	h.Field("a=b", "1\n2")
+	h.Field("x", "1")
+	h.Field("x", "2")
+	want := map[string]string{"kind": "k", "a=b": "1\n2", "x": "2"}
+	if got := Fields(h.Text()); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -104,7 +104,7 @@ func (e *evaluator) findPlaces() {
 			count[step.StageIndex]++
 			p := explain.Place{
 				Dockerfile: file, Platform: platformString(step.Platform), Stage: step.Stage,
-				Pos: count[step.StageIndex], Line: step.Pos.Start.Line, Title: step.Name, Text: bareTitle(step.Name),
+				Pos: count[step.StageIndex], Line: step.Pos.Start.Line, Title: e.hidden(step.Name), Text: e.hidden(bareTitle(step.Name)),
 			}
 			if a, b := step.Pos.Start.Line, step.Pos.End.Line; a > 0 && b >= a && b <= len(lines) {
 				if text := string(bytes.TrimSpace(bytes.Join(lines[a-1:b], []byte{'\n'}))); sameInstruction(text, p.Text) {

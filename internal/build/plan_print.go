@@ -26,7 +26,11 @@ func (p *Plan) Print(w io.Writer, format string) error {
 		counts[s.Status]++
 		rows = append(rows, []string{strconv.Itoa(s.Number), string(s.Status), explain.Line(s.Name, 70), s.why()})
 	}
-	table(&b, 2, rows)
+	var lines bytes.Buffer
+	table(&lines, 2, rows)
+	for line := range bytes.Lines(lines.Bytes()) {
+		b.Write(append(bytes.TrimRight(line, " \n"), '\n'))
+	}
 	for _, f := range p.Fetch {
 		fmt.Fprintf(&b, "fetch  %s  %d of %s, %s\n", f.Image, f.Layers, plural(f.Of, "layer"), bytesText(f.Bytes))
 	}

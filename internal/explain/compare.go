@@ -30,7 +30,6 @@ func NoteChain(i int) string { return Note + "mount" + strconv.Itoa(i) + ":chain
 type Facts struct {
 	SameText bool   // the Dockerfile says the same as it did
 	Was      string // what it said, as it is shown
-	Now      string // what it says, as it is shown
 	Text     string // as it is in the Dockerfile, with variables
 	// Hide reports whether the value of a variable is not to be shown.
 	Hide func(name string) bool
@@ -133,7 +132,7 @@ func (c *comparison) plain(d cache.Change) {
 func (c *comparison) numbered(what string, i int, rest string, d cache.Change) {
 	switch what {
 	case "arg":
-		if c.SameText && len(c.Was) > 0 && c.Was == c.Now {
+		if c.SameText { // a command is not expanded, so nothing else is left
 			c.say(Instruction, "the SHELL that its command is for changed")
 			return
 		}
