@@ -39,14 +39,6 @@ type Change struct {
 	FilesLeftOut int          `json:"filesLeftOut,omitempty"`
 }
 
-// Reason is the change to name when only one is named; false if there is none.
-func Reason(changes []Change) (Change, bool) {
-	if len(changes) == 0 {
-		return Change{}, false
-	}
-	return slices.MinFunc(changes, byKind), true
-}
-
 func byKind(a, b Change) int {
 	return cmp.Compare(slices.Index(order, a.Kind), slices.Index(order, b.Kind))
 }

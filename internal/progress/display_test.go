@@ -254,17 +254,25 @@ func TestRawJSON(t *testing.T) {
 	d.Emit(Warning{ID: 1, Text: "w", Detail: "d"})
 	d.Emit(Waiting{ID: 2, Name: "b", Holder: "h"})
 	d.Emit(Message{Text: "hello"})
+	d.Emit(Because{ID: 1, Kind: "file", Text: "a changed", Time: epoch})
 	d.Emit(Done{ID: 1, Err: "boom", Time: epoch.Add(3 * time.Second)})
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
 	var logs, vertices, warnings, statuses int
 	var text strings.Builder
+	var reasons []string
 	lines := bufio.NewScanner(&out)
 	for lines.Scan() {
 		var l jsonLine
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
 			t.Fatalf("%s: %v", lines.Bytes(), err)
+		}
+		for _, e := range l.Reasons {
+			reasons = append(reasons, e.Kind+" "+e.Text)
+			if e.Vertex == "" || !e.Timestamp.Equal(epoch) {
+				t.Errorf("%+v", e)
+			}
 		}
 		for _, e := range l.Logs {
 			text.Write(e.Data)
@@ -275,6 +283,9 @@ func TestRawJSON(t *testing.T) {
 			}
 		}
 		logs, vertices, warnings, statuses = logs+len(l.Logs), vertices+len(l.Vertexes), warnings+len(l.Warnings), statuses+len(l.Statuses)
+	}
+	if len(reasons) != 1 || reasons[0] != "file a changed" {
+		t.Errorf("reasons %q", reasons)
 	}
 	if text.String() != "warning\nhello\nno end\n" || vertices != 3 || warnings != 1 || statuses != 2 || logs != 3 {
 		t.Errorf("text %q, %d vertices, %d warnings, %d statuses, %d logs", text.String(), vertices, warnings, statuses, logs)

@@ -202,6 +202,15 @@ func TestPlainNotes(t *testing.T) {
 		"#1 a\n#1 WARN: odd\n#1 waiting for process 12 (build .)\n#1 DONE 0.0s\n")
 }
 
+func TestPlainBecause(t *testing.T) {
+	s := newScript(t, &plain{limit: 1 << 18}, Options{Mask: func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("s3cret"), []byte("***")) }})
+	s.emit(Started{ID: 1, Name: "RUN make"}, Because{ID: 1, Kind: "file", Text: "a\ns3cret changed"})
+	s.log(1, "made\n")
+	s.emit(Done{ID: 1})
+	s.end()
+	s.want("#1 RUN make\n#1 ran because a *** changed\n#1 0.000 made\n#1 DONE 0.0s\n")
+}
+
 func TestPlainTransfers(t *testing.T) {
 	s := plainScript(t)
 	s.emit(Started{ID: 1, Name: "pull"})

@@ -211,6 +211,7 @@ func TestTTY(t *testing.T) {
 	d.Emit(Warning{Text: "something odd", Pos: "Dockerfile:2:1"})
 	d.Emit(Transfer{ID: 3, Key: "k", Label: "sha256:abc", Current: 40_000_000, Total: 40_000_000, Done: true})
 	d.Emit(Done{ID: 3})
+	d.Emit(Because{ID: 2, Kind: "file", Text: "a changed"})
 	d.Emit(Done{ID: 2, Err: "exit code: 2"})
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
@@ -221,8 +222,8 @@ func TestTTY(t *testing.T) {
 	for l := range strings.SplitSeq(strings.TrimSpace(s.text()), "\n") {
 		names = append(names, strings.TrimRight(strings.TrimRight(l, "0123456789.s"), " "))
 	}
-	want := []string{"=> CACHED [1/3] FROM debian:12", "WARN: Dockerfile:2:1: something odd", " => pull 40.00MB", " => ERROR [2/3] RUN make"}
-	if len(names) != 5 || strings.Join(names[:4], "|") != strings.Join(want, "|") {
+	want := []string{"=> CACHED [1/3] FROM debian:12", "WARN: Dockerfile:2:1: something odd", " => pull 40.00MB", " => ERROR [2/3] RUN make", " => => ran because a changed"}
+	if len(names) != 6 || strings.Join(names[:5], "|") != strings.Join(want, "|") {
 		t.Errorf("at the end:\n%s", s.text())
 	}
 	if s.hidden || len(s.bad) > 0 {
