@@ -43,6 +43,21 @@ func TestCutOffHolds(t *testing.T) {
 	wantRan(t, "the stage alone again", rec, "COPY src /src", mk)
 }
 
+// --no-cache reaches what stands above a step that it does not concern itself, such as a WORKDIR.
+func TestNoCacheReachesUpward(t *testing.T) {
+	needIDs(t)
+	w := newWorld(t)
+	df := func() mod {
+		return from("FROM base AS make\nRUN echo x > /x\nWORKDIR /w\nFROM base AS user\nCOPY --from=make /x /x\nFROM make\nCOPY --from=user /x /y\n")
+	}
+	w.ok(df())
+	_, rec := w.ok(df(), noCache, func(o *Options) { o.Target = "make" })
+	wantRan(t, "--no-cache", rec, "RUN echo x > /x")
+	_, rec = w.ok(df(), func(o *Options) { o.NoCacheStages = []string{"make"} })
+	wantRan(t, "--no-cache-filter", rec, "RUN echo x > /x")
+	reasons(t, "--no-cache-filter", rec, map[string]string{"RUN echo x > /x": "no-cache: --no-cache-filter=make was given"})
+}
+
 // It does not hold where a difference can be seen: modes and owners are content, and so is the layer that a file came from and
 // went with, when a step stands on both.
 func TestCutOffDoesNotHold(t *testing.T) {

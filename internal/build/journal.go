@@ -26,7 +26,6 @@ import (
 type history struct {
 	once    sync.Once
 	journal *explain.Journal // what was known when the build began; never nil once read
-	raw     []byte
 }
 
 // stream is the context of a build from standard input. All of them share a journal, so little is concluded from it.
@@ -68,7 +67,7 @@ func readJournal(st *store.Store, context string) (*explain.Journal, []byte) {
 
 // known is the journal as it was when the build began.
 func (s *session) known() *explain.Journal {
-	s.history.once.Do(func() { s.history.journal, s.history.raw = readJournal(s.store, journalContext(s.opts)) })
+	s.history.once.Do(func() { s.history.journal, _ = readJournal(s.store, journalContext(s.opts)) })
 	return s.history.journal
 }
 

@@ -135,10 +135,10 @@ func (e *evaluator) why(ctx context.Context, step *dag.Step, content *stepKey, i
 	}
 	unlike := false
 	facts := e.facts(step)
-	if was.place != nil {
-		facts.SameText, facts.Was = was.place.Text == facts.Text, bareTitle(was.place.Title)
-	} else {
-		facts.SameText, facts.Was = true, bareTitle(was.record.Step)
+	facts.Was = bareTitle(was.record.Step)
+	facts.SameText = was.place == nil || was.place.Text == facts.Text
+	if _, run := step.Op.(dag.Run); run && facts.Was != bareTitle(step.Name) {
+		facts.SameText = false // of the runs that the place remembers it may be one of an older text
 	}
 	facts.Files = func(field, before, after string) explain.Change {
 		c, same := e.filesChanged(ctx, step, in, was, field, before, made)

@@ -141,7 +141,7 @@ func TestWhyInstructions(t *testing.T) {
 		}},
 		{"mount", []mod{base(with("flags", " --mount=type=tmpfs,target=/t"))}, map[string]string{"RUN --mount=type=tmpfs,target=/t true": "mount: the mount /t is new"}},
 		{"no cache", []mod{base(none), noCache}, map[string]string{run: "no-cache: --no-cache was given", cp: "no-cache: --no-cache was given"}},
-		{"no cache of a stage", []mod{base(none), func(o *Options) { o.NoCacheStages = []string{"stage-0"} }}, map[string]string{}},
+		{"no cache of a stage", []mod{base(none), func(o *Options) { o.NoCacheStages = []string{"stage-0"} }}, map[string]string{}}, // it has no name
 	} {
 		_, rec := w.ok(c.mods...)
 		reasons(t, c.what, rec, c.want)

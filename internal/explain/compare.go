@@ -160,30 +160,28 @@ var variableName = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
 
 // instruction says that the Dockerfile says something else, or that a variable in what it says means something else.
 func (c *comparison) instruction() {
+	was := ""
+	if c.Was != "" {
+		was = ", was: " + Line(c.Was, 120)
+	}
 	if !c.SameText {
-		if slices.ContainsFunc(variableName.FindAllStringSubmatch(c.Was, -1), func(m []string) bool { return c.Hide(m[1]) }) {
-			c.say(Instruction, "its text changed")
-			return
-		}
-		c.say(Instruction, "its text changed, was: "+Line(c.Was, 120))
+		c.say(Instruction, "its text changed"+was)
 		return
 	}
 	var names []string
-	hidden := false
 	for _, m := range variableName.FindAllStringSubmatch(c.Text, -1) {
 		if !slices.Contains(names, "$"+m[1]) {
 			names = append(names, "$"+m[1])
-			hidden = hidden || c.Hide(m[1])
+		}
+		if c.Hide(m[1]) {
+			was = ""
 		}
 	}
 	text := "a variable in it changed"
 	if len(names) > 0 {
 		text = strings.Join(names, " or ") + " in it changed"
 	}
-	if !hidden && c.Was != "" {
-		text += ", was: " + Line(c.Was, 120)
-	}
-	c.say(Argument, text)
+	c.say(Argument, text+was)
 }
 
 // variable says that a variable of a RUN changed.

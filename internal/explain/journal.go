@@ -103,6 +103,7 @@ func Decode(data []byte) (*Journal, error) {
 	if j.Version != journalVersion {
 		return nil, fmt.Errorf("version %d", j.Version)
 	}
+	j.sortStages()
 	return &j, nil
 }
 
@@ -156,13 +157,14 @@ func (j *Journal) Record(last []Outcome) {
 			fresh = append(fresh, e)
 		}
 	}
-	j.Last, j.Steps, j.stages = last, fresh, nil
+	j.Last, j.Steps = last, fresh
+	j.sortStages()
 }
 
 // Same finds the entry of the same instruction: with the same text in the same stage or, if there is none, at the same place
 // in the stage with another text, unless that is the text of another one of now. It is nil when the instruction is new.
 func (j *Journal) Same(p Place, now []Outcome) *Entry {
-	own := j.ofStage(p.stage())
+	own := j.stages[p.stage()]
 	if e := nearest(own, p, func(e *Entry) bool { return e.Text == p.Text }); e != nil {
 		return e
 	}
@@ -177,16 +179,13 @@ func (p Place) stage() Place {
 	return Place{Dockerfile: p.Dockerfile, Platform: p.Platform, Stage: p.Stage}
 }
 
-// ofStage lists the entries of a stage.
-func (j *Journal) ofStage(stage Place) []*Entry {
-	if j.stages == nil {
-		j.stages = map[Place][]*Entry{}
-		for i := range j.Steps {
-			e := &j.Steps[i]
-			j.stages[e.stage()] = append(j.stages[e.stage()], e)
-		}
+// sortStages fills j.stages, whenever Steps are new. Searches only read, so that several steps can look at once.
+func (j *Journal) sortStages() {
+	j.stages = map[Place][]*Entry{}
+	for i := range j.Steps {
+		e := &j.Steps[i]
+		j.stages[e.stage()] = append(j.stages[e.stage()], e)
 	}
-	return j.stages[stage]
 }
 
 // Elsewhere finds an entry with the same text for another platform, in another stage, or in another Dockerfile of the
