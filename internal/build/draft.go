@@ -40,7 +40,7 @@ func (e *evaluator) draft(ctx context.Context, step *dag.Step, fill func(*snapsh
 	if e.inImage(step) && e.view.epoch == nil { // with an epoch it may have to be rewritten, which its index decides
 		err = d.w.Compress(e.view.compression, !e.view.compression.DropPlain || e.readAgain[step.ID])
 	}
-	if rec, missing := e.cache.Nearest(identity(step)); missing == nil && len(rec.Layers) > 0 {
+	if rec := e.latest(step); rec != nil && len(rec.Layers) > 0 {
 		d.w.Reuse(rec.Layers[len(rec.Layers)-1])
 	}
 	if err == nil {
@@ -109,8 +109,7 @@ func (e *evaluator) writesAhead(step *dag.Step, op dag.Copy, s *selection) bool 
 	if step.NoCache {
 		return true
 	}
-	_, err := e.cache.Nearest(identity(step))
-	return err != nil
+	return e.latest(step) == nil
 }
 
 // writeAhead writes the layer of a COPY from a selection whose digests are not known, and so makes them known. What the step stands

@@ -147,14 +147,14 @@ func TestDraftIsDroppedOnAHit(t *testing.T) {
 	w.randomContext(7)
 	w.ok(from("FROM base AS one\nCOPY . /x\n"))
 	before := w.blobs(t)
-	again := w.dir + ".copy" // other inodes, and a stage of another name: neither digests nor a record are known
+	again := w.dir + ".copy" // other inodes, and a line that reads otherwise: neither digests nor a record are known
 	if out, err := exec.Command("cp", "-a", w.dir, again).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	w.dir = again
 	rec := newRecorder()
 	ahead := inOnePass(rec, "COPY")
-	res, err := Run(t.Context(), w.options(rec, from("FROM base AS two\nCOPY . /x\n")))
+	res, err := Run(t.Context(), w.options(rec, from("FROM base AS two\nCOPY ./ /x\n")))
 	must(t, err)
 	if ahead() != 1 || res.Ran != 0 {
 		t.Errorf("%d written ahead, %d carried out", ahead(), res.Ran)

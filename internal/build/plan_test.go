@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"build/internal/explain"
 )
@@ -251,11 +250,11 @@ func TestExplainLast(t *testing.T) {
 		t.Errorf("last: %+v", l)
 	}
 	file := filepath.Join(w.root, w.journalFile(t))
-	old := time.Now().Add(-time.Minute)
-	must(t, os.Chtimes(file, old, old))
+	before, err := os.Stat(file)
+	must(t, err)
 	w.ok()
-	if fi, err := os.Stat(file); err != nil || fi.ModTime().After(old.Add(time.Second)) {
-		t.Errorf("the journal was written again: %v, %v", fi.ModTime(), err)
+	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) { // what is written comes as another file
+		t.Errorf("the journal was written again: %v", err)
 	}
 	w.write("Dockerfile", "FROM base AS build\nCOPY f /f\nRUN exit 3\nRUN true\n")
 	w.fails(ExitStep, nil)

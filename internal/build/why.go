@@ -78,6 +78,22 @@ func (e *evaluator) lookAlike(step *dag.Step, place explain.Place) *earlier {
 	return first
 }
 
+// latest is the record of the last run of an instruction, or of another of the same text; nil if there is none.
+func (e *evaluator) latest(step *dag.Step) *cache.Record {
+	place := e.place(step)
+	if entry := e.known().Same(place, e.told.now); entry != nil {
+		for _, k := range entry.Keys {
+			if rec, err := e.cache.Get(e.contentOf(k)); err == nil {
+				return rec
+			}
+		}
+	}
+	if alike := e.cache.Alike(identity(place)); len(alike) > 0 {
+		return alike[0]
+	}
+	return nil
+}
+
 // contentOf is the content key of an earlier run, also of one that was answered by its definition.
 func (e *evaluator) contentOf(k explain.Keys) cache.Key {
 	if !k.Content.IsZero() {
