@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -107,7 +108,7 @@ func (e *evaluator) findPlaces() {
 			}
 			if a, b := step.Pos.Start.Line, step.Pos.End.Line; a > 0 && b >= a && b <= len(lines) {
 				if text := string(bytes.TrimSpace(bytes.Join(lines[a-1:b], []byte{'\n'}))); sameInstruction(text, p.Text) {
-					p.Text = text
+					p.Text = withoutPasswords(text)
 				}
 			}
 			e.told.places[step.ID] = p
@@ -115,6 +116,17 @@ func (e *evaluator) findPlaces() {
 			e.told.now = append(e.told.now, explain.Outcome{Place: p})
 		}
 	})
+}
+
+// passwords finds those in the URLs of a text.
+var passwords = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(://[^/\s:@"']*):[^/\s@"']*@`) })
+
+// withoutPasswords is the text of an instruction as it may be kept.
+func withoutPasswords(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	return passwords().ReplaceAllString(text, "$1:xxxxx@")
 }
 
 // sameInstruction tells the lines of a step from those of a FROM whose image brought the step along (ONBUILD).
