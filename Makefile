@@ -11,7 +11,7 @@ export BUILD_TEST_CACHE := $(CACHE)
 USER_PACKAGES = ./cmd/build ./executor ./snapshot ./internal/build ./internal/buildctx ./internal/cgroup ./internal/store ./internal/userns ./internal/usernet
 AS_USER       = $(CURDIR)/testdata/setup/as-user.sh
 
-.PHONY: all build demo test check test-root test-user setup bench clean
+.PHONY: all build demo test check test-root test-user test-range test-single setup bench clean
 all: build
 
 build:
@@ -36,17 +36,23 @@ test: export BUILD_TEST_REQUIRE = 1
 test: setup check build test-root $(if $(ROOT),test-user)
 
 # The tests of whole programs run without the race detector, which measures itself there. Attacks are tried on every rung.
-WHOLE   = ^Test(Real|Places|Attack)
+WHOLE   = ^Test(Real|Places|Attack|Huge)
 ATTACKS = ^TestAttack(FromStep|Users|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
 
 test-root:
 	$(GO) test -race -timeout 40m -skip '$(WHOLE)' ./...
-	$(GO) test -timeout 40m -run '$(WHOLE)' ./cmd/build
+	$(GO) test -timeout 40m -run '$(WHOLE)' ./cmd/build ./internal/build
 	BUILD_TEST_ISOLATION=ids=single,tree,proc=bound,chroot $(GO) test -timeout 40m -run '$(ATTACKS)' ./cmd/build
 
-# The race detector has seen all of it by then. Without a range of subordinate ids owners are recorded, and what is built is the same.
+# The race detector has seen all of it by then. Side by side, because most of these tests wait for processes most of the time.
 test-user:
-	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest' $(USER_PACKAGES)
+	$(MAKE) -j2 --output-sync=target test-range test-single
+
+test-range:
+	$(GO) test -timeout 40m -skip ^TestHuge -exec '$(AS_USER) buildtest' $(USER_PACKAGES)
+
+# Without a range of subordinate ids owners are recorded, and what is built is the same.
+test-single:
 	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest0' ./cmd/build ./internal/userns ./internal/usernet ./internal/fakeroot
 
 bench: build setup

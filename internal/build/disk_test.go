@@ -336,8 +336,12 @@ func TestCheckStore(t *testing.T) {
 		return m[0]
 	}
 	for name, damage := range map[string]func(w *world){
-		"none":             func(*world) {},
-		"truncated blob":   func(w *world) { must(t, os.Truncate(one(w, "blobs/sha256/*"), 3)) },
+		"none": func(*world) {},
+		"truncated blob": func(w *world) {
+			blob := one(w, "blobs/sha256/*")
+			must(t, os.Chmod(blob, 0o600))
+			must(t, os.Truncate(blob, 3))
+		},
 		"truncated index":  func(w *world) { must(t, os.Truncate(one(w, "index/*/*"), 40)) },
 		"truncated record": func(w *world) { must(t, os.Truncate(one(w, "record/*/*"), 40)) },
 		"changed notes": func(w *world) {
