@@ -65,6 +65,7 @@ type part struct {
 	data []byte
 	desc ocispec.Descriptor // of a blob
 	open func(ctx context.Context) (io.ReadCloser, error)
+	mem  Memory // of a blob; never nil
 }
 
 func (p *part) size() int64 {
@@ -131,7 +132,7 @@ func blobParts(imgs []Image) ([]part, error) {
 			if l.Open == nil {
 				return fmt.Errorf("layer %d (%s) cannot be read", n+1, l.Digest)
 			}
-			add(part{desc: l.Descriptor, open: l.Open}, l.Digest)
+			add(part{desc: l.Descriptor, open: l.Open, mem: memoryOf(l)}, l.Digest)
 		}
 		return nil
 	}
@@ -160,64 +161,35 @@ func writeArchive(ctx context.Context, w io.Writer, parts []part) error {
 		parts = append(parts, part{name: d, mode: 0o755})
 	}
 	slices.SortFunc(parts, func(a, b part) int { return strings.Compare(a.name, b.name) })
-	tw := tar.NewWriter(w)
 	buf := make([]byte, 256<<10)
 	for i := range parts {
-		if err := writePart(ctx, tw, &parts[i], buf); err != nil {
+		if err := writePart(ctx, w, &parts[i], buf); err != nil {
 			return fmt.Errorf("writing %s: %w", parts[i].name, err)
 		}
 	}
-	return tw.Close()
+	return tar.NewWriter(w).Close()
 }
 
-func writePart(ctx context.Context, tw *tar.Writer, p *part, buf []byte) error {
+// tarBlock is what members of a tar are padded to.
+const tarBlock = 512
+
+// writePart writes one member. The tar writer makes no more than its header: content goes to w itself, which may be a file
+// that the kernel copies to.
+func writePart(ctx context.Context, w io.Writer, p *part, buf []byte) error {
 	h := &tar.Header{Name: p.name, Mode: p.mode, Size: p.size(), Typeflag: tar.TypeReg}
 	if strings.HasSuffix(p.name, "/") {
 		h.Typeflag = tar.TypeDir
 	}
-	if err := tw.WriteHeader(h); err != nil {
+	if err := tar.NewWriter(w).WriteHeader(h); err != nil {
 		return err
 	}
 	if p.open == nil {
-		_, err := tw.Write(p.data)
+		if _, err := w.Write(p.data); err != nil {
+			return err
+		}
+	} else if err := copyBlob(ctx, w, p, buf); err != nil {
 		return err
 	}
-	return copyBlob(ctx, tw, p, buf)
-}
-
-// copyBlob streams a blob to w and makes sure that it was the one meant.
-func copyBlob(ctx context.Context, w io.Writer, p *part, buf []byte) error {
-	r, err := p.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	h := p.desc.Digest.Algorithm().Digester()
-	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(w, h.Hash())}, io.LimitReader(contextReader{ctx, r}, p.desc.Size+1), buf)
-	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != p.desc.Size {
-		return fmt.Errorf("blob %s does not have the %d bytes it should", p.desc.Digest, p.desc.Size)
-	}
-	if err != nil {
-		return err
-	}
-	if got := h.Digest(); got != p.desc.Digest {
-		return fmt.Errorf("blob %s turned out to have the digest %s", p.desc.Digest, got)
-	}
-	return nil
-}
-
-// onlyWriter hides ReadFrom, which would bypass the buffer.
-type onlyWriter struct{ io.Writer }
-
-// contextReader ends a copy when the context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
+	_, err := w.Write(make([]byte, -h.Size&(tarBlock-1)))
+	return err
 }

@@ -53,7 +53,7 @@ func intact(ctx context.Context, root *os.Root, p *part, buf []byte) bool {
 	if err != nil || !fi.Mode().IsRegular() || fi.Size() != p.size() || p.open == nil {
 		return false
 	}
-	there := part{desc: p.desc, open: func(context.Context) (io.ReadCloser, error) { return root.Open(p.name) }}
+	there := part{desc: p.desc, mem: p.mem, open: func(context.Context) (io.ReadCloser, error) { return root.Open(p.name) }}
 	return copyBlob(ctx, io.Discard, &there, buf) == nil
 }
 
@@ -82,10 +82,13 @@ func writeFile(ctx context.Context, root *os.Root, p *part, buf []byte) (err err
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if err = root.Rename(tmp, p.name); err != nil {
 		return err
 	}
-	return root.Rename(tmp, p.name)
+	if p.open != nil {
+		p.mem.Wrote(p.desc.Digest, f)
+	}
+	return f.Close()
 }
 
 // mergeIndex adds the entries of the index in raw to the one the directory has.

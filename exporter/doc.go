@@ -8,5 +8,6 @@
 // registry is, and how a root file system came about; it reads that from the layers' indexes.
 //
 // Content is streamed and verified on the way out: no blob is held in memory, and a blob that is not what its
-// descriptor says ends the export with an error rather than in somebody's registry.
+// descriptor says ends the export with an error rather than in somebody's registry. A file that the caller's Memory knows
+// to hold the blob is copied without being hashed.
 package exporter

@@ -36,6 +36,7 @@ type Layer struct {
 	ocispec.Descriptor
 	DiffID digest.Digest
 	Open   func(ctx context.Context) (io.ReadCloser, error)
+	Memory Memory // nil: the blob is hashed whenever it is read
 }
 
 // Image is a finished image: the exact bytes of manifest and config, and the layers they name.

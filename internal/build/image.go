@@ -82,7 +82,7 @@ func (s *session) imageLayer(ctx context.Context, out *outcome, i int, v view) (
 			return exporter.Layer{}, err
 		}
 		if desc != nil {
-			return exporter.Layer{Descriptor: *desc, DiffID: d, Open: s.openLayer(d, *desc)}, nil
+			return exporter.Layer{Descriptor: *desc, DiffID: d, Open: s.openLayer(d, *desc), Memory: s.store}, nil
 		}
 	}
 	epoch := v.epoch
@@ -97,7 +97,7 @@ func (s *session) imageLayer(ctx context.Context, out *outcome, i int, v view) (
 		return exporter.Layer{}, fmt.Errorf("compress layer %s: %w", d, err)
 	}
 	s.uses(r.DiffID) // with times clamped it is a layer of its own
-	return exporter.Layer{Descriptor: r.Descriptor, DiffID: r.DiffID, Open: openStored(s.store, r.Descriptor)}, nil
+	return exporter.Layer{Descriptor: r.Descriptor, DiffID: r.DiffID, Open: openStored(s.store, r.Descriptor), Memory: s.store}, nil
 }
 
 // originalBlob is the blob a base's layer is known by, here or elsewhere; nil when it was built here and has none yet.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -103,7 +104,10 @@ func (s *Store) trusted(d digest.Digest, path string, fi fs.FileInfo, size int64
 		}
 		_ = s.boot.mark(s, d) // else it is hashed again next time
 	}
-	s.touch(path, fi)
+	if now, due := s.touchDue(fi); due {
+		// Somebody else's turn when it fails: a use is no promise.
+		_ = s.keepHashed(d, fi, path, &now, func() error { return os.Chtimes(path, time.Time{}, now) })
+	}
 	return true
 }
 
@@ -303,7 +307,19 @@ func (w *BlobWriter) commit(want digest.Digest) (digest.Digest, error) {
 	}
 	w.s.grow(inBlocks(w.size - w.holes))
 	w.s.point("blob.published")
+	w.noteHashed(got)
 	return got, nil
+}
+
+// noteHashed spares those who read the blob next to hash it again.
+func (w *BlobWriter) noteHashed(d digest.Digest) {
+	if w.size < leastNoted {
+		return
+	}
+	if f, err := os.Open(w.s.BlobPath(d)); err == nil {
+		w.s.Wrote(d, f)
+		f.Close()
+	}
 }
 
 // Abort gives the blob up. After Commit it does nothing.

@@ -168,11 +168,17 @@ func decode(kind Kind, key string, r io.Reader, size int64) ([]byte, error) {
 // touch notes a use: once under each lease, because that is how a collection knows what a lease covers; without one at most
 // hourly. A time in the future is a clock that was set back: it is corrected too.
 func (s *Store) touch(path string, fi fs.FileInfo) {
-	now := s.opts.Now()
-	leased := fi.ModTime().UnixNano() < s.since.Load()
-	if age := now.Sub(fi.ModTime()); leased || age > touchInterval || age < -touchInterval {
+	if now, due := s.touchDue(fi); due {
 		_ = os.Chtimes(path, time.Time{}, now) // somebody else's turn when it fails: a use is no promise
 	}
+}
+
+// touchDue reports whether a use is to be noted, and when it is.
+func (s *Store) touchDue(fi fs.FileInfo) (now time.Time, due bool) {
+	now = s.opts.Now()
+	leased := fi.ModTime().UnixNano() < s.since.Load()
+	age := now.Sub(fi.ModTime())
+	return now, leased || age > touchInterval || age < -touchInterval
 }
 
 // Write publishes data under a key, in place of what was there.

@@ -216,7 +216,7 @@ func (s *Store) sweepLocks() (int, error) {
 	return 0, nil // they are no trace of the dead
 }
 
-// sweepBoots forgets the marks of runs of the system that are over, and marks that never got a blob.
+// sweepBoots forgets the marks and notes of runs of the system that are over, and those that have no blob.
 func (s *Store) sweepBoots() (int, error) {
 	entries, err := os.ReadDir(s.path(bootDir))
 	if err != nil {
@@ -248,7 +248,7 @@ func (s *Store) sweepBoots() (int, error) {
 		if err != nil || s.opts.Now().Sub(fi.ModTime()) < abandoned {
 			return false
 		}
-		_, err = os.Lstat(s.path(blobDir, name))
+		_, err = os.Lstat(s.path(blobDir, strings.TrimSuffix(name, hashedSuffix)))
 		return errors.Is(err, fs.ErrNotExist)
 	})
 }

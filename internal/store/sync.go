@@ -18,8 +18,9 @@ import (
 // boot identifies the run of the system that this process is part of. What was written during it can be trusted while
 // it lasts; what was written during another, only if that other flushed it to the disk afterwards.
 //
-// boot/<id>/ holds, for the run <id>, one empty file per blob that was published and not sealed yet, and the file
-// "synced" with the time since the start of the system before which everything is known to be on the disk.
+// boot/<id>/ holds, for the run <id>, one empty file per blob that was published and not sealed yet, notes about files that
+// were hashed (see hashed.go), and the file "synced" with the time since the start of the system before which everything
+// is known to be on the disk.
 type boot struct {
 	id string // "" when the system does not say: nothing is trusted then without looking
 }
@@ -79,6 +80,7 @@ func (b boot) marked(s *Store, d digest.Digest) bool {
 func (b boot) unmark(s *Store, d digest.Digest) {
 	if b.id != "" {
 		_ = os.Remove(b.dir(s) + "/" + d.Encoded())
+		_ = os.Remove(b.hashedPath(s, d))
 	}
 }
 
@@ -206,7 +208,8 @@ func (s *Store) sealBlob(u unsealedBlob) (bool, error) {
 	if !ok || st.Ino != u.was.Ino || st.Ctim != u.was.Ctim {
 		return false, nil // the next Sync will
 	}
-	return true, f.Chmod(sealedMode)
+	d := digest.NewDigestFromEncoded(digest.SHA256, u.name)
+	return true, s.keepHashed(d, fi, f.Name(), nil, func() error { return f.Chmod(sealedMode) })
 }
 
 // flush flushes the file system of the store, and those of directories in local/ that were mounted from elsewhere.
