@@ -40,11 +40,38 @@ type growing struct {
 	size  int64 // of the whole
 	off   int64
 	there int64
+	err   error // that ended reading
+}
+
+func (g *growing) again() error {
+	g.off = 0
+	return nil
+}
+
+func (g *growing) failure() error { return g.err }
+
+// head waits for the first bytes.
+func (g *growing) head(n int) []byte {
+	b := make([]byte, n)
+	n, _ = io.ReadFull(g, b) // an error stays
+	g.off = 0
+	return b[:n]
 }
 
 var errAbandoned = errors.New("the download has ended early")
 
 func (g *growing) Read(p []byte) (int, error) {
+	if g.err != nil {
+		return 0, g.err
+	}
+	n, err := g.read(p)
+	if err != nil && err != io.EOF {
+		g.err = err
+	}
+	return n, err
+}
+
+func (g *growing) read(p []byte) (int, error) {
 	for g.off == g.there {
 		if g.off == g.size {
 			return 0, io.EOF
@@ -78,7 +105,7 @@ func (l *Layers) UnpackFollowing(ctx context.Context, chain []digest.Digest, i i
 		return fmt.Errorf("unpack layer %d of %d", i, len(chain))
 	}
 	made, err := l.unpackNew(ctx, chain[i], func(stages ...func([]byte) error) (*stream, error) {
-		return plainStream(ctx, &growing{f: f, marks: marks, size: size}, stages...)
+		return l.inflate.plainOf(ctx, &growing{f: f, marks: marks, size: size}, size, stages...)
 	})
 	if err != nil || made == nil {
 		return err

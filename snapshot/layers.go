@@ -28,6 +28,8 @@ type Options struct {
 	IDs owner.Map
 	// Lease, when set, is told of every directory before it is looked for, so that collection lets it be.
 	Lease *store.Lease
+	// Inflate is who inflates large gzip blobs.
+	Inflate Inflate
 }
 
 // Layers are the layers of one store, in all their forms. It is safe for concurrent use, also by several processes.
@@ -36,6 +38,8 @@ type Layers struct {
 	idKind string
 	lease  *store.Lease
 	owners *owners
+
+	inflate inflater
 
 	mu      sync.Mutex
 	indexes map[digest.Digest]*tree.Index // open ones; they live as long as Layers
@@ -58,7 +62,7 @@ func New(st *store.Store, o Options) *Layers {
 	return &Layers{
 		st: st, idKind: o.IDKind, lease: o.Lease, owners: &owners{ids: o.IDs, nodes: &owner.Nodes{}},
 		indexes: map[digest.Digest]*tree.Index{}, flying: map[digest.Digest]*indexing{},
-		ready: map[string]string{}, early: map[digest.Digest]*tempTree{},
+		ready: map[string]string{}, early: map[digest.Digest]*tempTree{}, inflate: inflater{Inflate: o.Inflate},
 	}
 }
 
@@ -440,7 +444,12 @@ func (l *Layers) openTar(ctx context.Context, diffID digest.Digest, stages ...fu
 	if err != nil {
 		return nil, err
 	}
-	s, err := plainStream(ctx, f, stages...)
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open layer %s: %w", diffID, err)
+	}
+	s, err := l.inflate.plainOf(ctx, &wholeBlob{File: f}, fi.Size(), stages...)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open layer %s: %w", diffID, err)

@@ -194,6 +194,7 @@ Environment:
   BUILD_ROOT              the store's directory, as --root
   BUILD_STORE_LIMIT       how large the store may become, as --store-limit
   BUILD_EMULATOR          emulators for images of other machines, as --emulator, comma-separated
+  BUILD_INFLATE           who inflates large gzip layers, as --inflate
   BUILDKIT_PROGRESS       how progress is shown, as --progress
   DOCKER_CONFIG           directory of config.json with credentials and proxies (default ~/.docker)
   DOCKER_DEFAULT_PLATFORM the platform when --platform is not given

@@ -47,6 +47,7 @@ type buildFlags struct {
 	ulimits       []string
 	resources     resourceFlags
 	emulators     []string
+	inflate       string
 
 	call  string
 	check bool
@@ -89,6 +90,7 @@ func (f *buildFlags) define(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of RUN steps, `NAME=SOFT[:HARD]` (repeatable)")
 	f.resources.define(fs)
 	fs.StringArrayVar(&f.emulators, "emulator", nil, "`[ARCH=]PATH` of a statically linked emulator for RUN in images of other machines, or of a directory to look in before $PATH (repeatable; default $BUILD_EMULATOR, comma-separated)")
+	fs.StringVar(&f.inflate, "inflate", "", "`WHO` inflates large gzip layers: auto, which is igzip or unpigz if one is on $PATH, or builtin (default $BUILD_INFLATE, else auto)")
 	fs.StringVar(&f.call, "call", "", "ask instead of building, `METHOD`: check, outline, targets or subrequests.describe; with ,format=json, ,format=sarif (check) and ,ignorestatus")
 	fs.BoolVar(&f.check, "check", false, "look for mistakes instead of building; the same as --call=check")
 	defineOthers(fs, &f.others)

@@ -26,7 +26,7 @@ func (f *buildFlags) options(a *app, g *globalFlags, context string) (build.Opti
 		IIDFile: f.iidFile, MetadataFile: f.metadataFile, IgnoreEverywhere: f.ignoreAll,
 	}
 	for _, fill := range []func(*app, *build.Options) error{
-		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillAnnotations, f.fillPolicy, f.fillNetwork, f.fillEpoch, f.fillSecrets, f.fillSSH, f.fillLimits, f.fillResources, f.fillEmulators,
+		f.checkInput, f.fillTags, f.fillValues, f.fillPull, f.fillPlatform, f.fillAnnotations, f.fillPolicy, f.fillNetwork, f.fillEpoch, f.fillSecrets, f.fillSSH, f.fillLimits, f.fillResources, f.fillEmulators, f.fillInflate,
 	} {
 		if err := fill(a, &o); err != nil {
 			return build.Options{}, err

@@ -107,6 +107,7 @@ func TestWrongValues(t *testing.T) {
 		{"--insecure a,b .", "HOST or HOST:PORT"},
 		{"--insecure= .", "HOST or HOST:PORT"},
 		{"--insecure reg.example:http .", "HOST or HOST:PORT"},
+		{"--inflate=pigz .", "the choices are auto and builtin"},
 		{"--secret-leak=maybe .", "the choices are warn, error and off"},
 		{"-t h/x -o type=oci,dest=x,push=true .", "push=true is for type=image"},
 		{"-o type=local,dest=x,platform-split=true .", "one platform is " + notYet},

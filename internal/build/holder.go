@@ -112,6 +112,7 @@ type (
 		Root     string
 		Plan     userns.Plan
 		RootKind RootKind // "": overlay if possible
+		Inflate  string   // see Options
 		Further  int      // commands that will probably run
 	}
 	openResponse struct {
@@ -133,6 +134,7 @@ type (
 	runResponse struct {
 		DiffID digest.Digest
 		Leaks  []leak.Finding
+		Notes  []string // to be told to the user
 	}
 )
 
@@ -151,6 +153,7 @@ type inside struct {
 	unpacks  chan struct{} // as many as layers may be unpacked at a time while they arrive
 	sweeping sync.WaitGroup
 	stop     context.CancelFunc
+	notes    notes
 }
 
 func (n *inside) close(context.Context, json.RawMessage, []*os.File) (any, error) {
@@ -198,7 +201,8 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 		return nil, err
 	}
 	kind := req.Plan.Kind
-	n.store, n.lease, n.layers = st, lease, snapshot.New(st, snapshot.Options{IDKind: kind, IDs: ids, Lease: lease})
+	n.store, n.lease = st, lease
+	n.layers = snapshot.New(st, snapshot.Options{IDKind: kind, IDs: ids, Lease: lease, Inflate: n.inflate(&req)})
 	n.kind, n.plain, n.sharePID = kind, req.Plan.Plain, req.Plan.SharePID
 	if !n.plain && !n.sharePID {
 		n.ahead.Expect(req.Further)
@@ -285,7 +289,7 @@ func (n *inside) run(ctx context.Context, in json.RawMessage, files []*os.File) 
 	if err != nil {
 		return nil, err
 	}
-	return &runResponse{DiffID: l.DiffID, Leaks: search.findings()}, nil
+	return &runResponse{DiffID: l.DiffID, Leaks: search.findings(), Notes: n.notes.take()}, nil
 }
 
 // changeable is what a command changes: an upper directory over layers, or a private tree of them.

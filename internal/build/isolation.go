@@ -146,7 +146,7 @@ func openHolder(ctx context.Context, s *session) (*userns.Holder, *ground, error
 	}
 	g := &ground{Plan: plan, Tried: tried[:len(tried)-1], Root: want.Root}
 	var resp openResponse
-	req := openRequest{Root: s.store.Dir(), Plan: plan, RootKind: want.Root, Further: 1 + int(s.runsLeft.Load())}
+	req := openRequest{Root: s.store.Dir(), Plan: plan, RootKind: want.Root, Inflate: s.opts.Inflate, Further: 1 + int(s.runsLeft.Load())}
 	if err := hd.Call(ctx, "open", req, &resp); err != nil {
 		hd.Close()
 		return nil, nil, fmt.Errorf("open the store inside the namespaces: %w", fromHolder(err))

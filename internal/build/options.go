@@ -67,6 +67,7 @@ type Options struct {
 	ShmSize       int64               // of /dev/shm in RUN, bytes; 0: 64 MiB
 	Rlimits       []Rlimit            // of RUN
 	Limits        Limits              // of each RUN
+	Inflate       string              // path of a program that inflates gzip; "": this one does
 	Emulators     Emulators           // for RUN of other machines' images; the zero value: what is registered on this machine
 
 	Progress progress.Sink

@@ -110,10 +110,11 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	s := &session{
 		opts: o, began: time.Now(),
 		store: st, cache: cache.New(st), lease: lease,
-		layers:   snapshot.New(st, snapshot.Options{Lease: lease}),
 		cancel:   cancel,
 		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}
+	inflate := snapshot.Inflate{Program: o.Inflate, Warn: func(text string) { s.warn("%s", text) }}
+	s.layers = snapshot.New(st, snapshot.Options{Lease: lease, Inflate: inflate})
 	jobs := o.Jobs
 	if jobs <= 0 {
 		jobs = defaultJobs()

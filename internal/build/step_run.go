@@ -66,6 +66,7 @@ func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*o
 	if err != nil {
 		return "", e.stepFailed(step, op, err, logs, oom, emulated)
 	}
+	e.tellNotes(resp.Notes)
 	if err := e.leaseLayer(resp.DiffID); err != nil {
 		return "", err
 	}

@@ -24,6 +24,10 @@ type unpackRequest struct {
 	Size  int64 // of the blob
 }
 
+type unpackResponse struct {
+	Notes []string // to be told to the user
+}
+
 // fetchForRun fetches layers of a chain, by their places in it.
 func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground, chain []digest.Digest, missing []int) error {
 	var unpacking sync.WaitGroup
@@ -32,7 +36,7 @@ func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground
 			return e.fetches.blob(ctx, chain[i])
 		}
 		into := func(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error {
-			w := &unpacker{h: h, chain: chain, layer: i, size: desc.Size, running: &unpacking}
+			w := &unpacker{e: e, h: h, chain: chain, layer: i, size: desc.Size, running: &unpacking}
 			defer w.close()
 			return e.layers.ImportFollowed(ctx, diffID, desc, r, w.follow(ctx))
 		}
@@ -44,6 +48,7 @@ func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground
 
 // unpacker lets the holder read behind one download.
 type unpacker struct {
+	e       *evaluator
 	h       *userns.Holder
 	chain   []digest.Digest
 	layer   int
@@ -65,7 +70,9 @@ func (u *unpacker) follow(ctx context.Context) snapshot.Follow {
 			defer r.Close()
 			defer f.Close()
 			// An error of this is one of the download, which tells it itself, or it is met again when the step unpacks the layer.
-			_ = u.h.Call(ctx, "unpack", unpackRequest{Chain: u.chain, Layer: u.layer, Size: u.size}, nil, f, r)
+			var resp unpackResponse
+			_ = u.h.Call(ctx, "unpack", unpackRequest{Chain: u.chain, Layer: u.layer, Size: u.size}, &resp, f, r)
+			u.e.tellNotes(resp.Notes)
 		})
 		return snapshot.TellGrowth(w), nil
 	}
@@ -94,5 +101,8 @@ func (n *inside) unpack(ctx context.Context, in json.RawMessage, files []*os.Fil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return nil, n.layers.UnpackFollowing(ctx, req.Chain, req.Layer, files[0], files[1], req.Size)
+	if err := n.layers.UnpackFollowing(ctx, req.Chain, req.Layer, files[0], files[1], req.Size); err != nil {
+		return nil, err
+	}
+	return &unpackResponse{Notes: n.notes.take()}, nil
 }

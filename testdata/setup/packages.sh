@@ -7,6 +7,7 @@ packages=(busybox-static mmdebstrap uidmap umoci)
 if [ "${1:-test}" = test ]; then
   packages+=(
     attr libcap2-bin                          # what tests look at files with
+    isal                                      # igzip, which may inflate layers
     skopeo podman buildah docker-registry     # other tools that must understand what we make
     runc                                      # what runs containers where crun refuses the cgroup layout
     openssh-server openssh-client git         # repositories behind ssh
