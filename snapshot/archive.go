@@ -204,7 +204,7 @@ type archived struct {
 	offset, size int64
 }
 
-func (c archived) open(context.Context) (io.ReadCloser, error) {
+func (c archived) open(context.Context, *tree.Entry) (io.ReadCloser, error) {
 	return io.NopCloser(io.NewSectionReader(c.f, c.offset, c.size)), nil
 }
 
@@ -325,12 +325,12 @@ func (u *unpacking) mkdir(dir *planned, base string, e tree.Entry) error {
 			kid = u.p.put(dir, base, asParent(*old))
 		}
 		e.Path, e.Opaque, e.Xattrs = kid.entry.Path, kid.entry.Opaque, mergeXattrs(kid.entry.Xattrs, e.Xattrs)
-		kid.entry, kid.changed = e, true
+		*kid.entry, kid.changed = e, true
 		return nil
 	}
 	next := u.p.put(dir, base, e)
-	next.fresh = true
-	if kid != nil && !dir.fresh {
+	next.in().fresh = true
+	if kid != nil && !dir.dir.fresh {
 		// What was planned here has replaced what the base has, which must not show through the new directory.
 		l, ok, err := u.p.base.Lstat(next.entry.Path)
 		if err != nil {
@@ -352,20 +352,19 @@ func (u *unpacking) link(dir *planned, base, to string) error {
 	for rest := real; rest != "" && n != nil; {
 		var name string
 		name, rest, _ = strings.Cut(rest, "/")
-		n = n.kids[name]
+		n = n.kids()[name]
 	}
 	switch {
 	case n == nil || n == u.p.root:
 		return fmt.Errorf("hard link to %q: the archive has no such file", to)
 	case n.entry.Type == tree.Dir:
 		return fmt.Errorf("hard link to %q: that is a directory", to)
-	case n == dir.kids[base]:
+	case n == dir.kids()[base]:
 		return fmt.Errorf("hard link to %q: that is itself", to)
 	case n.entry.Type == tree.File && n.links == nil:
 		n.links = &linkGroup{}
 	}
-	kid := u.p.put(dir, base, n.entry)
-	kid.content, kid.links = n.content, n.links
+	dir.add(base, &planned{entry: n.entry, found: n.found, content: n.content, links: n.links, changed: true})
 	return nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 
@@ -24,43 +23,81 @@ type plan struct {
 	root *planned
 }
 
-// planned is a path of the plan. All planned paths are in planned directories.
+// planned is a path of the plan. All planned paths are in planned directories. A copy can have a million files, so it is small: what
+// only directories have is apart, and of a file that is copied as it was found there is no second entry.
 type planned struct {
-	entry   tree.Entry
+	// entry is what goes into the layer, or, when found is set, what the source has there: plan.final makes the one of the other.
+	entry   *tree.Entry
 	content content
-	kids    map[string]*planned
 	links   *linkGroup
+	dir     *plannedDir // nil: no directory, or one of which nothing is known yet
 	// changed says that the path goes into the layer for its own sake, rather than as a parent.
 	changed bool
+	found   bool
+}
+
+// plannedDir is what is known of a planned directory.
+type plannedDir struct {
+	kids map[string]*planned
 	// fresh is a directory in which nothing of the base can be seen.
 	fresh bool
-
 	asked int // how many names the base was asked for
 	below map[string]tree.Entry
 }
 
-// content opens a regular file.
+// in is the directory for who adds to it.
+func (n *planned) in() *plannedDir {
+	if n.dir == nil {
+		n.dir = &plannedDir{}
+	}
+	return n.dir
+}
+
+// kids are what is planned in a directory, by name.
+func (n *planned) kids() map[string]*planned {
+	if n.dir == nil {
+		return nil
+	}
+	return n.dir.kids
+}
+
+// final is the entry that a planned path has in the layer.
+func (p *plan) final(n *planned, path string) tree.Entry {
+	e := *n.entry
+	if n.found {
+		e = atPath(p.owned(e), path)
+	}
+	e.Path = path // another name of a file has the same entry
+	return e
+}
+
+// atPath is an entry as it is planned at a path: not what it is to others where it comes from.
+func atPath(e tree.Entry, path string) tree.Entry {
+	e.Path, e.Hardlink, e.Opaque, e.Implied = path, "", false, false
+	return e
+}
+
+// content opens a regular file, given its planned entry.
 type content interface {
-	open(ctx context.Context) (io.ReadCloser, error)
+	open(ctx context.Context, e *tree.Entry) (io.ReadCloser, error)
 }
 
 // linkGroup is shared by the names of one file.
 type linkGroup struct{ first string }
 
-// sourceFile is content in a Source.
-type sourceFile struct {
-	src Source
-	e   *tree.Entry
+// sourceFiles is the content of files in a Source. Their entries are those of the source.
+type sourceFiles struct{ Source }
+
+func (s sourceFiles) open(ctx context.Context, e *tree.Entry) (io.ReadCloser, error) {
+	return s.Open(ctx, e)
 }
 
-func (f sourceFile) open(ctx context.Context) (io.ReadCloser, error) { return f.src.Open(ctx, f.e) }
-
 // learn takes the digest of all that r gave, so that who asks for the file's digest later knows it.
-func (f sourceFile) learn(r io.ReadCloser, sum [32]byte) {
-	if f.e.Digest != [32]byte{} {
+func learn(e *tree.Entry, r io.ReadCloser, sum [32]byte) {
+	if e.Digest != [32]byte{} {
 		return
 	}
-	f.e.Digest = sum
+	e.Digest = sum
 	if l, ok := r.(interface{ Learn(sum [32]byte) }); ok {
 		l.Learn(sum)
 	}
@@ -69,7 +106,7 @@ func (f sourceFile) learn(r io.ReadCloser, sum [32]byte) {
 // inlineFile is content that a Dockerfile holds.
 type inlineFile []byte
 
-func (f inlineFile) open(context.Context) (io.ReadCloser, error) {
+func (f inlineFile) open(context.Context, *tree.Entry) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(f)), nil
 }
 
@@ -85,7 +122,8 @@ func newPlan(base *tree.Chain, spec *CopySpec) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &plan{base: base, spec: spec, mode: mode, root: &planned{entry: asParent(root.Entry)}}, nil
+	top := asParent(root.Entry)
+	return &plan{base: base, spec: spec, mode: mode, root: &planned{entry: &top}}, nil
 }
 
 // asParent makes the entry of a new layer out of what the base shows.
@@ -94,25 +132,27 @@ func asParent(e tree.Entry) tree.Entry {
 	return e
 }
 
-// child returns what is planned as name in dir, or else what the base has there.
-func (p *plan) child(dir *planned, name string) (*planned, *tree.Entry, error) {
-	if kid := dir.kids[name]; kid != nil {
-		return kid, &kid.entry, nil
+// child returns what is planned as name in a directory, or else what the base has there. The entry of what is planned need not be
+// final: only what kind of thing it is, and where a symlink leads, is certain.
+func (p *plan) child(in *planned, name string) (*planned, *tree.Entry, error) {
+	if kid := in.kids()[name]; kid != nil {
+		return kid, kid.entry, nil
 	}
-	if dir.fresh || dir.entry.Type != tree.Dir {
+	if in.entry.Type != tree.Dir || in.dir != nil && in.dir.fresh {
 		return nil, nil, nil
 	}
 	// One question is cheap, but a directory of thousands of files is read once.
+	dir := in.in()
 	if dir.below == nil && dir.asked < 16 {
 		dir.asked++
-		l, ok, err := p.base.Lstat(tree.Join(dir.entry.Path, name))
+		l, ok, err := p.base.Lstat(tree.Join(in.entry.Path, name))
 		if err != nil || !ok {
 			return nil, nil, err
 		}
 		return nil, &l.Entry, nil
 	}
 	if dir.below == nil {
-		list, err := p.base.ReadDir(dir.entry.Path)
+		list, err := p.base.ReadDir(in.entry.Path)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -145,7 +185,7 @@ func (p *plan) lstat(at string) (tree.Entry, bool, error) {
 		}
 		n = kid
 	}
-	return n.entry, true, nil
+	return *n.entry, true, nil
 }
 
 // resolve follows every symlink in a destination path, inside the destination.
@@ -172,7 +212,7 @@ func (p *plan) dirAt(at string, missing func(path string) tree.Entry) (n *planne
 		switch {
 		case e == nil:
 			kid = p.put(n, name, p.inherit(n, missing(tree.Join(n.entry.Path, name))))
-			kid.fresh, made = true, true
+			kid.in().fresh, made = true, true
 		case e.Type != tree.Dir:
 			return nil, false, copyErrorf("mkdir /%s: not a directory", tree.Join(n.entry.Path, name))
 		case kid == nil:
@@ -197,11 +237,15 @@ func (p *plan) inherit(dir *planned, e tree.Entry) tree.Entry {
 	return e
 }
 
-// put plans an entry in dir, in place of whatever was planned there.
+// put plans an entry in a directory, in place of whatever was planned there.
 func (p *plan) put(dir *planned, name string, e tree.Entry) *planned {
-	e.Path = tree.Join(dir.entry.Path, name)
-	e.Hardlink, e.Opaque, e.Implied = "", false, false
-	kid := &planned{entry: e, changed: true}
+	e = atPath(e, tree.Join(dir.entry.Path, name))
+	return dir.add(name, &planned{entry: &e, changed: true})
+}
+
+// add makes kid what is planned as name in a directory.
+func (n *planned) add(name string, kid *planned) *planned {
+	dir := n.in()
 	if dir.kids == nil {
 		dir.kids = make(map[string]*planned)
 	}
@@ -256,7 +300,7 @@ func (p *plan) add(src Source, it *item) error {
 	}
 	c := content(inlineFile(it.inline))
 	if it.inline == nil {
-		c = sourceFile{src, &it.top().Entry}
+		c = sourceFiles{src}
 	}
 	return p.file(dir, tree.Base(target), &it.top().Entry, c, nil)
 }
@@ -276,19 +320,21 @@ func (p *plan) addDir(src Source, it *item, target string) error {
 		top.entry.ModTime = it.top().ModTime
 	}
 	links := linksOf(it)
-	dir := top
+	dir, below := top, ""
+	contents := content(sourceFiles{src})
 	for i := range it.entries[1:] {
 		c := &it.entries[1+i]
-		at := tree.Join(target, it.rel(c))
-		if parent := tree.Parent(at); dir.entry.Path != parent {
-			if dir, _, err = p.dirAt(parent, p.parent); err != nil {
+		rel := it.rel(c)
+		if parent := tree.Parent(rel); parent != below {
+			if dir, _, err = p.dirAt(tree.Join(target, parent), p.parent); err != nil {
 				return err
 			}
+			below = parent
 		}
 		if c.Type == tree.Dir {
-			err = p.dir(dir, tree.Base(at), c)
+			err = p.dir(dir, tree.Base(rel), c)
 		} else {
-			err = p.file(dir, tree.Base(at), &c.Entry, sourceFile{src, &c.Entry}, links[firstLink(&c.Entry)])
+			err = p.file(dir, tree.Base(rel), &c.Entry, contents, links[firstLink(&c.Entry)])
 		}
 		if err != nil {
 			return err
@@ -328,7 +374,7 @@ func (p *plan) dir(in *planned, name string, c *chosen) error {
 	e := p.owned(c.Entry)
 	switch {
 	case old == nil:
-		p.put(in, name, e).fresh = true
+		p.put(in, name, e).in().fresh = true
 		return nil
 	case old.Type != tree.Dir:
 		return copyErrorf("cannot copy to non-directory: /%s", tree.Join(in.entry.Path, name))
@@ -380,8 +426,7 @@ func (p *plan) file(in *planned, name string, e *tree.Entry, c content, links *l
 	if old != nil && old.Type == tree.Dir {
 		return copyErrorf("cannot replace to directory /%s with file", tree.Join(in.entry.Path, name))
 	}
-	kid := p.put(in, name, p.owned(*e))
-	kid.links = links
+	kid := in.add(name, &planned{entry: e, found: true, changed: true, links: links})
 	if e.Type == tree.File {
 		kid.content = c
 	}
@@ -389,9 +434,16 @@ func (p *plan) file(in *planned, name string, e *tree.Entry, c content, links *l
 }
 
 // write adds everything planned to w, in path order, each file being read once.
-func (p *plan) write(ctx context.Context, w *Writer) error {
-	for _, name := range p.needed(p.root) {
-		if err := p.writeBelow(ctx, w, p.root.kids[name]); err != nil {
+func (p *plan) write(ctx context.Context, w *Writer) error { return p.writeIn(ctx, w, p.root) }
+
+// writeIn adds what is planned in a directory.
+func (p *plan) writeIn(ctx context.Context, w *Writer, n *planned) error {
+	for _, name := range n.needed() {
+		kid := n.dir.kids[name]
+		if err := p.writeOne(ctx, w, kid, tree.Join(n.entry.Path, name)); err != nil {
+			return err
+		}
+		if err := p.writeIn(ctx, w, kid); err != nil {
 			return err
 		}
 	}
@@ -399,9 +451,17 @@ func (p *plan) write(ctx context.Context, w *Writer) error {
 }
 
 // needed returns the names in a directory that go into the layer, sorted.
-func (p *plan) needed(n *planned) []string {
-	names := slices.Collect(maps.Keys(n.kids))
-	names = slices.DeleteFunc(names, func(name string) bool { return !n.kids[name].touched() })
+func (n *planned) needed() []string {
+	kids := n.kids()
+	if len(kids) == 0 {
+		return nil
+	}
+	names := make([]string, 0, len(kids))
+	for name, kid := range kids {
+		if kid.touched() {
+			names = append(names, name)
+		}
+	}
 	slices.Sort(names)
 	return names
 }
@@ -411,7 +471,7 @@ func (n *planned) touched() bool {
 	if n.changed {
 		return true
 	}
-	for _, kid := range n.kids {
+	for _, kid := range n.kids() {
 		if kid.touched() {
 			n.changed = true // found once is enough
 			return true
@@ -420,20 +480,8 @@ func (n *planned) touched() bool {
 	return false
 }
 
-func (p *plan) writeBelow(ctx context.Context, w *Writer, n *planned) error {
-	if err := p.writeOne(ctx, w, n); err != nil {
-		return err
-	}
-	for _, name := range p.needed(n) {
-		if err := p.writeBelow(ctx, w, n.kids[name]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned) error {
-	e := n.entry
+func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned, path string) error {
+	e := p.final(n, path)
 	if e.Type != tree.File {
 		return w.Add(&e, nil)
 	}
@@ -444,13 +492,13 @@ func (p *plan) writeOne(ctx context.Context, w *Writer, n *planned) error {
 		}
 		n.links.first = e.Path
 	}
-	r, err := n.content.open(ctx)
+	r, err := n.content.open(ctx, n.entry)
 	if err != nil {
 		return fmt.Errorf("copy to /%s: %w", e.Path, err)
 	}
 	err = w.Add(&e, r)
-	if f, ok := n.content.(sourceFile); ok && err == nil {
-		f.learn(r, e.Digest)
+	if _, ok := n.content.(sourceFiles); ok && err == nil {
+		learn(n.entry, r, e.Digest)
 	}
 	if cerr := r.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("copy to /%s: %w", e.Path, cerr)
@@ -489,9 +537,9 @@ func (s *Selection) Preview(base *tree.Chain, owner *Owner) (list []tree.Entry, 
 
 // list appends what is planned below n, as write writes it.
 func (p *plan) list(out []tree.Entry, n *planned) []tree.Entry {
-	for _, name := range p.needed(n) {
-		kid := n.kids[name]
-		e := kid.entry
+	for _, name := range n.needed() {
+		kid := n.dir.kids[name]
+		e := p.final(kid, tree.Join(n.entry.Path, name))
 		if kid.links != nil && e.Type == tree.File {
 			if kid.links.first == "" {
 				kid.links.first = e.Path

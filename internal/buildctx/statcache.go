@@ -1,17 +1,22 @@
 package buildctx
 
 import (
-	"bytes"
+	"bufio"
 	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // StatKey identifies one state of one file.
@@ -44,14 +49,20 @@ type FileCache struct {
 	path string
 	load sync.Once
 
-	base []byte   // the records as they are in the file
-	used []uint32 // one bit for each of them
+	base []byte      // the records as they are in the file
+	was  fs.FileInfo // of that file; nil: there was none of use
+	used []uint32    // one bit for each of them
 
 	mu  sync.RWMutex
 	own map[inode]cached
 }
 
 type inode struct{ dev, ino uint64 }
+
+// compare orders inodes as the file has them.
+func (a inode) compare(b inode) int {
+	return cmp.Or(cmp.Compare(a.dev, b.dev), cmp.Compare(a.ino, b.ino))
+}
 
 type cached struct {
 	key  StatKey
@@ -91,7 +102,7 @@ func (c *FileCache) Get(k StatKey) (Stat, bool) {
 }
 
 func (c *FileCache) read() {
-	c.base = readCache(c.path)
+	c.base, c.was = readCache(c.path)
 	c.used = make([]uint32, (len(c.base)/recordSize+31)/32)
 }
 
@@ -102,22 +113,39 @@ func (c *FileCache) Put(k StatKey, s Stat) {
 	c.own[inode{k.Dev, k.Ino}] = cached{k, s}
 }
 
-// readCache returns the records of a cache file, nothing when there is anything wrong with it.
-func readCache(path string) []byte {
-	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxCacheFile {
-		return nil
+// readCache returns the records of a cache file and what the file was, nothing when there is anything wrong with it.
+func readCache(path string) ([]byte, fs.FileInfo) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil
 	}
-	b, err := os.ReadFile(path)
-	if err != nil || len(b) < cacheHeader+4 || string(b[:8]) != cacheMagic {
-		return nil
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxCacheFile || fi.Size() < cacheHeader+4 {
+		return nil, nil
+	}
+	b := make([]byte, fi.Size())
+	if _, err := io.ReadFull(f, b); err != nil || string(b[:8]) != cacheMagic {
+		return nil, nil
 	}
 	body, sum := b[:len(b)-4], binary.LittleEndian.Uint32(b[len(b)-4:])
 	count := int64(binary.LittleEndian.Uint32(body[12:]))
 	if binary.LittleEndian.Uint32(body[8:]) != cacheVersion || int64(len(body)) != cacheHeader+count*recordSize ||
 		crc32.Checksum(body, castagnoli) != sum {
-		return nil
+		return nil, nil
 	}
-	return body[cacheHeader:]
+	return body[cacheHeader:], fi
+}
+
+// onDisk returns the records that are in the file now. Most often these are the ones that were read: files of this kind are replaced, never
+// changed.
+func (c *FileCache) onDisk() []byte {
+	if fi, err := os.Stat(c.path); err == nil && c.was != nil && os.SameFile(fi, c.was) &&
+		fi.Size() == c.was.Size() && fi.ModTime().Equal(c.was.ModTime()) {
+		return c.base
+	}
+	now, _ := readCache(c.path)
+	return now
 }
 
 // findRecord returns the position of the record of an inode.
@@ -173,54 +201,63 @@ func (c *FileCache) Save() error {
 		return nil
 	}
 	c.load.Do(c.read)
-	records := c.merge(readCache(c.path))
-	body := make([]byte, 0, cacheHeader+len(records)*recordSize+4)
-	body = append(body, cacheMagic...)
-	body = binary.LittleEndian.AppendUint32(body, cacheVersion)
-	body = binary.LittleEndian.AppendUint32(body, uint32(len(records)))
-	for _, r := range records {
-		body = append(body, r...)
-	}
-	body = binary.LittleEndian.AppendUint32(body, crc32.Checksum(body, castagnoli))
-	if err := replaceFile(c.path, body); err != nil {
+	learned := slices.SortedFunc(maps.Keys(c.own), inode.compare)
+	onDisk := c.onDisk()
+	var count uint32
+	c.merge(onDisk, learned, func([]byte) { count++ })
+	err := replaceFile(c.path, func(out io.Writer) error {
+		sum := crc32.New(castagnoli)
+		w := bufio.NewWriterSize(io.MultiWriter(out, sum), 64<<10)
+		header := binary.LittleEndian.AppendUint32([]byte(cacheMagic), cacheVersion)
+		_, _ = w.Write(binary.LittleEndian.AppendUint32(header, count))          // Flush says what went wrong
+		c.merge(onDisk, learned, func(record []byte) { _, _ = w.Write(record) }) // here, too
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		_, err := out.Write(binary.LittleEndian.AppendUint32(nil, sum.Sum32()))
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("write stat cache: %w", err)
 	}
 	clear(c.own)
 	return nil
 }
 
-// merge returns the records to write, sorted: those of the file but for the ones that nobody needed for long, and ours.
-// What was last seen wins.
-func (c *FileCache) merge(onDisk []byte) [][]byte {
+// merge yields the records to write, sorted: those of the file but for the ones that nobody needed for long, and ours.
+// What was last seen wins. A record is valid until the next one.
+func (c *FileCache) merge(onDisk []byte, learned []inode, yield func(record []byte)) {
 	const at = recordSize - 4 // of the age
-	var out [][]byte
-	for i := 0; i+recordSize <= len(onDisk); i += recordSize {
-		r := onDisk[i : i+recordSize]
-		k := inode{binary.LittleEndian.Uint64(r), binary.LittleEndian.Uint64(r[8:])}
-		if _, ours := c.own[k]; ours {
-			continue
+	var buf [recordSize]byte
+	ours := func() {
+		yield(appendRecord(buf[:0], c.own[learned[0]]))
+		learned = learned[1:]
+	}
+	for ; len(onDisk) >= recordSize; onDisk = onDisk[recordSize:] {
+		k := inode{binary.LittleEndian.Uint64(onDisk), binary.LittleEndian.Uint64(onDisk[8:])}
+		for len(learned) > 0 && learned[0].compare(k) < 0 {
+			ours()
 		}
-		age := binary.LittleEndian.Uint32(r[at:]) + 1
+		if len(learned) > 0 && learned[0] == k {
+			continue // ours comes next
+		}
+		age := binary.LittleEndian.Uint32(onDisk[at:]) + 1
 		if j, ok := findRecord(c.base, k.dev, k.ino); ok && atomic.LoadUint32(&c.used[j/32])&(1<<(j%32)) != 0 {
 			age = 0
 		}
 		if age <= maxAge {
-			binary.LittleEndian.PutUint32(r[at:], age)
-			out = append(out, r)
+			copy(buf[:], onDisk[:at])
+			binary.LittleEndian.PutUint32(buf[at:], age)
+			yield(buf[:])
 		}
 	}
-	for _, e := range c.own {
-		out = append(out, appendRecord(nil, e))
+	for len(learned) > 0 {
+		ours()
 	}
-	slices.SortFunc(out, func(a, b []byte) int {
-		le := binary.LittleEndian
-		return cmp.Or(cmp.Compare(le.Uint64(a), le.Uint64(b)), cmp.Compare(le.Uint64(a[8:]), le.Uint64(b[8:])), bytes.Compare(a, b))
-	})
-	return out
 }
 
 // replaceFile writes a file beside the old one and puts it in its place. Nothing is synced: a torn file reads as empty.
-func replaceFile(path string, data []byte) error {
+func replaceFile(path string, write func(io.Writer) error) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -229,7 +266,7 @@ func replaceFile(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	err = write(f)
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
