@@ -3,6 +3,7 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 )
 
 const (
@@ -12,6 +13,11 @@ const (
 	// laterCollections is how many percent it may grow from one collection to the next. A build with a large context keeps much of
 	// what it allocates until it ends, so a collection is seldom worth waiting for, but the peak counts.
 	laterCollections = 60
+	// denseCollections is the least it may grow, however large it is: collecting more often costs more time than memory is worth.
+	denseCollections = 25
+	// heapGoal is how many bytes it should not exceed as long as what lives leaves room: growth is slower near it. The rest of the
+	// process takes about 35 MiB (the program, stacks, the runtime's own), and 256 MiB is what a build with 200,000 files may have.
+	heapGoal = 144 << 20
 )
 
 // collectLate puts the first garbage collection off, so that a small build never pays for collecting what the end of the process
@@ -21,6 +27,33 @@ func collectLate() {
 		debug.SetGCPercent(-1)
 		return
 	}
+	afterCollection(func() { adjustGrowth(firstCollection) })
+}
+
+// adjustGrowth sets, now and after each collection from now on, how much the heap may grow until the next one.
+func adjustGrowth(percent int) {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	next := growth(live[0].Value.Uint64())
+	if next != percent {
+		debug.SetGCPercent(next)
+	}
+	afterCollection(func() { adjustGrowth(next) })
+}
+
+// growth is how many percent a heap of which so many bytes live may grow.
+func growth(live uint64) int {
+	switch {
+	case live == 0:
+		return laterCollections
+	case live >= heapGoal:
+		return denseCollections
+	}
+	return max(denseCollections, int(min(laterCollections, (heapGoal-live)*100/live)))
+}
+
+// afterCollection calls f once, after the next garbage collection.
+func afterCollection(f func()) {
 	type sentinel struct{ _ *int } // with a pointer: small objects without are not freed one by one
-	runtime.AddCleanup(new(sentinel), func(int) { debug.SetGCPercent(laterCollections) }, 0)
+	runtime.AddCleanup(new(sentinel), func(f func()) { f() }, f)
 }
