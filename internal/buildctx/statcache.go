@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,8 +52,12 @@ type FileCache struct {
 	was  fs.FileInfo // of that file; nil: there was none of use
 	used []uint32    // one bit for each of them
 
-	mu  sync.RWMutex
-	own map[inode]cached
+	mu  sync.Mutex
+	own [][]cached // what was learned, in blocks of ownBlock; of two with one inode the later counts
+	// places are where in own inodes were learned last, as far as indexed says. Seldom does anybody ask for what was just learned, so
+	// this is made when somebody does.
+	places  map[inode]uint32
+	indexed uint32
 }
 
 type inode struct{ dev, ino uint64 }
@@ -69,6 +72,8 @@ type cached struct {
 	stat Stat
 }
 
+func (c *cached) inode() inode { return inode{c.key.Dev, c.key.Ino} }
+
 const (
 	cacheMagic   = "bldstat\n"
 	cacheVersion = 1
@@ -77,13 +82,14 @@ const (
 	flagXattrs   = 1
 	maxAge       = 30
 	maxCacheFile = 512 << 20
+	ownBlock     = 1024
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // OpenStatCache returns the cache in a file, which need not exist.
 func OpenStatCache(path string) *FileCache {
-	return &FileCache{path: path, own: map[inode]cached{}}
+	return &FileCache{path: path}
 }
 
 // Get implements StatCache.
@@ -95,10 +101,49 @@ func (c *FileCache) Get(k StatKey) (Stat, bool) {
 			return have.stat, true
 		}
 	}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	have, ok := c.own[inode{k.Dev, k.Ino}]
-	return have.stat, ok && have.key == k
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.own) == 0 {
+		return Stat{}, false
+	}
+	if at, ok := c.index()[inode{k.Dev, k.Ino}]; ok && c.learned(at).key == k {
+		return c.learned(at).stat, true
+	}
+	return Stat{}, false
+}
+
+// learned returns one of own.
+func (c *FileCache) learned(at uint32) *cached { return &c.own[at/ownBlock][at%ownBlock] }
+
+// count is how many own holds.
+func (c *FileCache) count() uint32 {
+	if len(c.own) == 0 {
+		return 0
+	}
+	return uint32((len(c.own)-1)*ownBlock + len(c.own[len(c.own)-1]))
+}
+
+// index brings places up to date.
+func (c *FileCache) index() map[inode]uint32 {
+	if c.places == nil {
+		c.places = map[inode]uint32{}
+	}
+	for n := c.count(); c.indexed < n; c.indexed++ {
+		c.places[c.learned(c.indexed).inode()] = c.indexed
+	}
+	return c.places
+}
+
+// inOrder returns where in own what counts is, sorted by inode.
+func (c *FileCache) inOrder() []uint32 {
+	all := make([]uint32, c.count())
+	for i := range all {
+		all[i] = uint32(i)
+	}
+	slices.SortFunc(all, func(a, b uint32) int {
+		return cmp.Or(c.learned(a).inode().compare(c.learned(b).inode()), cmp.Compare(b, a)) // the later one first
+	})
+	return slices.CompactFunc(all, func(a, b uint32) bool { return c.learned(a).inode() == c.learned(b).inode() })
 }
 
 func (c *FileCache) read() {
@@ -110,7 +155,12 @@ func (c *FileCache) read() {
 func (c *FileCache) Put(k StatKey, s Stat) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.own[inode{k.Dev, k.Ino}] = cached{k, s}
+	last := len(c.own) - 1
+	if last < 0 || len(c.own[last]) == ownBlock {
+		c.own = append(c.own, make([]cached, 0, ownBlock))
+		last++
+	}
+	c.own[last] = append(c.own[last], cached{k, s})
 }
 
 // readCache returns the records of a cache file and what the file was, nothing when there is anything wrong with it.
@@ -201,7 +251,7 @@ func (c *FileCache) Save() error {
 		return nil
 	}
 	c.load.Do(c.read)
-	learned := slices.SortedFunc(maps.Keys(c.own), inode.compare)
+	learned := c.inOrder()
 	onDisk := c.onDisk()
 	var count uint32
 	c.merge(onDisk, learned, func([]byte) { count++ })
@@ -220,25 +270,25 @@ func (c *FileCache) Save() error {
 	if err != nil {
 		return fmt.Errorf("write stat cache: %w", err)
 	}
-	clear(c.own)
+	c.own, c.places, c.indexed = nil, nil, 0
 	return nil
 }
 
 // merge yields the records to write, sorted: those of the file but for the ones that nobody needed for long, and ours.
 // What was last seen wins. A record is valid until the next one.
-func (c *FileCache) merge(onDisk []byte, learned []inode, yield func(record []byte)) {
+func (c *FileCache) merge(onDisk []byte, learned []uint32, yield func(record []byte)) {
 	const at = recordSize - 4 // of the age
 	var buf [recordSize]byte
 	ours := func() {
-		yield(appendRecord(buf[:0], c.own[learned[0]]))
+		yield(appendRecord(buf[:0], *c.learned(learned[0])))
 		learned = learned[1:]
 	}
 	for ; len(onDisk) >= recordSize; onDisk = onDisk[recordSize:] {
 		k := inode{binary.LittleEndian.Uint64(onDisk), binary.LittleEndian.Uint64(onDisk[8:])}
-		for len(learned) > 0 && learned[0].compare(k) < 0 {
+		for len(learned) > 0 && c.learned(learned[0]).inode().compare(k) < 0 {
 			ours()
 		}
-		if len(learned) > 0 && learned[0] == k {
+		if len(learned) > 0 && c.learned(learned[0]).inode() == k {
 			continue // ours comes next
 		}
 		age := binary.LittleEndian.Uint32(onDisk[at:]) + 1
