@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
@@ -42,7 +41,7 @@ func (l *lowering) lintDefaults(target string, stages []instructions.Stage, meta
 		if err != nil {
 			return
 		}
-		if _, err := reference.ParseNormalizedNamed(m.Result); err != nil {
+		if _, err := l.parseName(m.Result); err != nil {
 			l.lint.Run(rule, st.Location, rule.Format(st.BaseName))
 		}
 	}

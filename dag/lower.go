@@ -36,6 +36,7 @@ type lowering struct {
 
 	steps    []Step
 	shared   map[string]ID // sources of files that several steps use
+	names    map[string]imageName
 	warnings []parser.Warning
 	lint     *linter.Linter // with the options of the file
 	here     *linter.Linter // and with those of the comments above the instruction at hand
@@ -49,7 +50,7 @@ type lowering struct {
 // is a *parser.Error whenever the cause has a place in the file; with it comes a graph that holds nothing but the warnings found
 // until then.
 func Lower(f *parser.File, o Options, have map[NeedKey]Resolved) (*Graph, []Need, error) {
-	l := &lowering{file: f, have: have, lex: shell.NewLex(f.Escape), byName: map[string]*stage{}, shared: map[string]ID{}}
+	l := &lowering{file: f, have: have, lex: shell.NewLex(f.Escape), byName: map[string]*stage{}, shared: map[string]ID{}, names: map[string]imageName{}}
 	var err error
 	if l.settings, err = o.settle(); err != nil {
 		return &Graph{Target: None}, nil, l.at(parser.Range{File: f.Name}, err)

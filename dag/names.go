@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -92,4 +93,20 @@ func arrow(base, target ocispec.Platform) string {
 	default:
 		return "->" + t.Architecture
 	}
+}
+
+// imageName is what parsing the name of an image gave.
+type imageName struct {
+	ref reference.Named
+	err error
+}
+
+// parseName parses the name of an image, each only once: many stages stand on the same.
+func (l *lowering) parseName(name string) (reference.Named, error) {
+	n, ok := l.names[name]
+	if !ok {
+		n.ref, n.err = reference.ParseNormalizedNamed(name)
+		l.names[name] = n
+	}
+	return n.ref, n.err
 }

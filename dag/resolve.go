@@ -36,6 +36,9 @@ func (l *lowering) resolve(target *stage) ([]Need, error) {
 			if need != nil {
 				if k := need.Key(); !asked[k] {
 					asked[k] = true
+					if !need.Context { // looks at every stage, so only for what is asked for
+						need.Like = l.stageLike(need.Name)
+					}
 					needs = append(needs, *need)
 				}
 				continue
@@ -79,7 +82,7 @@ func (l *lowering) resolveBase(d *stage) (*Need, error) {
 		l.onScratch(d, l.settings.target)
 		return nil, nil
 	}
-	ref, err := reference.ParseNormalizedNamed(d.BaseName)
+	ref, err := l.parseName(d.BaseName)
 	if key == "" {
 		if err != nil {
 			return nil, fmt.Errorf("failed to parse stage name %q: %w", d.BaseName, err)
@@ -100,8 +103,6 @@ func (l *lowering) resolveBase(d *stage) (*Need, error) {
 	}
 	if key != "" {
 		need.Name, need.Value = key, l.Contexts[key]
-	} else {
-		need.Like = l.stageLike(d.BaseName)
 	}
 	got, ok := l.have[need.Key()]
 	switch {

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/util/suggest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -105,7 +104,7 @@ func (l *lowering) addStage(i int, st *instructions.Stage) error {
 		d.base = l.byName[d.BaseName] // as written: names in FROM are case-sensitive
 	}
 	if d.base == nil && d.contextKey == "" && d.BaseName != scratchName {
-		if _, err := reference.ParseNormalizedNamed(d.BaseName); err != nil {
+		if _, err := l.parseName(d.BaseName); err != nil {
 			l.badName = cmp.Or(l.badName, l.at(pos, fmt.Errorf("failed to parse stage name %q: %w", d.BaseName, err)))
 		}
 	}

@@ -80,7 +80,7 @@ func (l *lowering) substituteBase(d *stage) (err error) {
 
 // contextStage gives the stage that stands for what an instruction calls name; nil if none does.
 func (l *lowering) contextStage(name string, p ocispec.Platform) (*stage, error) {
-	ref, err := reference.ParseNormalizedNamed(name)
+	ref, err := l.parseName(name)
 	if err != nil {
 		return nil, nil // told where the name is used
 	}
