@@ -36,7 +36,13 @@ type DiskEntry struct {
 	InUse       bool // by a build that runs
 	Shared      bool // an image with a name has it, too
 
-	refs map[store.Ref]int64 // what it consists of
+	parts []diskPart // what it consists of
+}
+
+// diskPart is one thing in the store.
+type diskPart struct {
+	ref  store.Ref
+	size int64 // on the disk
 }
 
 // DiskUsage is what is in a store. The sizes of the entries add up to what du(1) says of the directory.
@@ -86,38 +92,43 @@ func Disk(ctx context.Context, o StoreOptions, filters Filters) (*DiskUsage, err
 // surveyor makes lines for people of what is in a store.
 type surveyor struct {
 	steps map[string]stepOf    // by key of the record
-	byRef map[store.Ref]int    // which line has a thing
 	named map[store.Ref]bool   // what images with a name stand on
 	kept  map[store.Ref]bool   // of these, what names that were given stand on
 	from  map[store.Ref]string // the name of an image that has a blob
 	said  map[int]time.Time    // when the record was used that gave a line its description
 	at    map[store.Ref]int    // in the survey
+	lines []int32              // which line has a thing, by where it is in the survey; 0 none, n+1 the line n
 	in    *store.Survey
 	out   []DiskEntry
 }
 
 // stepOf is what a record says of a step.
 type stepOf struct {
-	name string
-	own  []digest.Digest
+	name  string
+	layer digest.Digest // the topmost of its own, "" if it gave none
 }
 
 func survey(ctx context.Context, st *store.Store, owners *idOwners) ([]DiskEntry, error) {
 	v := &surveyor{
-		steps: map[string]stepOf{}, byRef: map[store.Ref]int{}, named: map[store.Ref]bool{}, kept: map[store.Ref]bool{},
-		from: map[store.Ref]string{}, said: map[int]time.Time{}, at: map[store.Ref]int{},
+		steps: map[string]stepOf{}, named: map[store.Ref]bool{}, kept: map[store.Ref]bool{},
+		from: map[store.Ref]string{}, said: map[int]time.Time{},
 	}
 	var err error
 	v.in, err = st.Survey(ctx, func(kind store.Kind, key string, data []byte) []store.Ref {
 		if kind == store.KindRecord {
 			name, own := cache.StepOf(data)
-			v.steps[key] = stepOf{name, own}
+			step := stepOf{name: name}
+			if n := len(own); n > 0 {
+				step.layer = own[n-1]
+			}
+			v.steps[key] = step
 		}
 		return references(kind, key, data)
 	}, owners.measure)
 	if err != nil {
 		return nil, err
 	}
+	v.at, v.lines = make(map[store.Ref]int, len(v.in.Entries)), make([]int32, len(v.in.Entries))
 	for i := range v.in.Entries {
 		v.at[v.in.Entries[i].Ref] = i
 	}
@@ -132,7 +143,7 @@ func survey(ctx context.Context, st *store.Store, owners *idOwners) ([]DiskEntry
 
 // line begins a line.
 func (v *surveyor) line(id string, t DiskType, description string) int {
-	v.out = append(v.out, DiskEntry{ID: id, Type: t, Description: description, refs: map[store.Ref]int64{}})
+	v.out = append(v.out, DiskEntry{ID: id, Type: t, Description: description})
 	return len(v.out) - 1
 }
 
@@ -140,12 +151,12 @@ func (v *surveyor) line(id string, t DiskType, description string) int {
 func (v *surveyor) put(line int, r store.Ref) {
 	r.Weak = false
 	i, ok := v.at[r]
-	if _, taken := v.byRef[r]; !ok || taken {
+	if !ok || v.lines[i] != 0 {
 		return
 	}
-	v.byRef[r] = line
+	v.lines[i] = int32(line) + 1
 	e, l := &v.in.Entries[i], &v.out[line]
-	l.refs[r] = e.Size
+	l.parts = append(l.parts, diskPart{r, e.Size})
 	l.Size += e.Size
 	if e.Used.After(l.Used) {
 		l.Used = e.Used
@@ -155,6 +166,15 @@ func (v *surveyor) put(line int, r store.Ref) {
 	if !e.InUse && !v.kept[r] {
 		l.Reclaimable += e.Size
 	}
+}
+
+// lineOf is the line that has a thing, if one does.
+func (v *surveyor) lineOf(r store.Ref) (line int, ok bool) {
+	i, ok := v.at[r]
+	if !ok || v.lines[i] == 0 {
+		return 0, false
+	}
+	return int(v.lines[i]) - 1, true
 }
 
 // each calls f for everything of a kind.
@@ -198,7 +218,7 @@ func (v *surveyor) layers() {
 		_, key, _ := strings.Cut(e.Ref.Key, "/")
 		hex, _, _ := strings.Cut(key, "-")
 		id := "sha256:" + hex
-		line, ok := v.byRef[store.Ref{Kind: store.KindLayer, Key: id}]
+		line, ok := v.lineOf(store.Ref{Kind: store.KindLayer, Key: id})
 		if !ok {
 			line = v.line(id, DiskLayer, "unpacked layer")
 		}
@@ -212,8 +232,8 @@ func (v *surveyor) records() {
 	v.each(store.KindRecord, func(e *store.Entry) {
 		step := v.steps[e.Ref.Key]
 		line, ok := -1, false
-		if n := len(step.own); n > 0 {
-			line, ok = v.byRef[store.Ref{Kind: store.KindLayer, Key: step.own[n-1].String()}]
+		if step.layer != "" {
+			line, ok = v.lineOf(store.Ref{Kind: store.KindLayer, Key: step.layer.String()})
 		}
 		if !ok {
 			if other < 0 {
@@ -258,7 +278,7 @@ func (v *surveyor) rest() {
 		{store.KindBlob, DiskLayer, "blob that nothing refers to"}, {store.KindIndex, DiskLayer, "index that nothing refers to"},
 	} {
 		v.each(k.kind, func(e *store.Entry) {
-			if _, taken := v.byRef[e.Ref]; !taken {
+			if _, taken := v.lineOf(e.Ref); !taken {
 				v.put(v.line(e.Ref.Key, k.t, k.what), e.Ref)
 			}
 		})

@@ -75,10 +75,10 @@ func (p *PruneOptions) collectOptions(entries []DiskEntry, owners *idOwners) sto
 	for i := range entries {
 		match := p.Filters.match(&entries[i], now)
 		all = all && match
-		for r, n := range entries[i].refs {
-			c.Sizes[r] = n
+		for _, p := range entries[i].parts {
+			c.Sizes[p.ref] = p.size
 			if match {
-				selected[r] = true
+				selected[p.ref] = true
 			}
 		}
 	}
@@ -126,8 +126,8 @@ func removedFrom(entries []DiskEntry, removed []store.Removed) (gone []DiskEntry
 	for _, e := range entries {
 		e.Size = 0
 		took := false
-		for r := range e.refs {
-			if n, ok := sizes[r]; ok {
+		for _, p := range e.parts {
+			if n, ok := sizes[p.ref]; ok {
 				e.Size += n
 				took = true
 			}

@@ -258,7 +258,7 @@ func (c *collection) mayRemove(e *entity) bool {
 		return c.o.Select == nil || c.o.Select(e.ref)
 	}
 	if c.o.MayRemoveName != nil {
-		return c.o.MayRemoveName(e.ref.Key, e.name)
+		return c.o.MayRemoveName(e.ref.Key, *e.name)
 	}
 	return e.name.Origin == Pulled
 }

@@ -29,11 +29,11 @@ type entity struct {
 	refs   []Ref
 	pinned bool
 
-	name     Name      // of a KindName
-	idKind   string    // of a KindDir and a KindMount
-	complete bool      // of a KindDir: it has a marker
-	mount    MountNote // of a KindMount
-	measured int64     // of a KindMount: its size if that was measured since it was last used, else negative
+	name     *Name      // of a KindName
+	idKind   string     // of a KindDir and a KindMount
+	complete bool       // of a KindDir: it has a marker
+	mount    *MountNote // of a KindMount
+	measured int64      // of a KindMount: its size if that was measured since it was last used, else negative
 }
 
 // graph is what is in a store and what stands on what.
@@ -268,6 +268,7 @@ func (s *Store) relist(g *graph) error {
 }
 
 func (s *Store) resolveName(e *entity) error {
+	e.name = &Name{}
 	data, err := s.peek(KindName, e.ref.Key)
 	var damaged *DamagedError
 	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &damaged) {
@@ -276,7 +277,9 @@ func (s *Store) resolveName(e *entity) error {
 	if err != nil {
 		return err
 	}
-	if e.name, err = parseName(data); err != nil {
+	name, err := parseName(data)
+	e.name = &name
+	if err != nil {
 		return nil // reads as no name
 	}
 	e.refs = s.imageRefs(e.name.Descriptor)

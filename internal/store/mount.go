@@ -95,8 +95,10 @@ func (s *Store) listMount(g *graph, idKind string, d fs.DirEntry) error {
 		ref: Ref{Kind: KindMount, Key: DirKey(idKind, d.Name())}, path: s.MountPath(idKind, d.Name()), idKind: idKind,
 		complete: true, measured: -1,
 	}
+	var note MountNote
 	var err error
-	if e.mount, e.seen, err = s.readMountNote(s.path(localDir, idKind, mountNotes, d.Name())); err != nil { // of an older version, or damaged
+	e.mount = &note
+	if note, e.seen, err = s.readMountNote(s.path(localDir, idKind, mountNotes, d.Name())); err != nil { // of an older version, or damaged
 		fi, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil

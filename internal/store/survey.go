@@ -18,12 +18,12 @@ type Measure func(ctx context.Context, idKind string, paths []string) ([]int64, 
 // Entry is one thing in the store, for people.
 type Entry struct {
 	Ref   Ref
-	Size  int64     // on the disk
-	Used  time.Time // of itself or of what stands on it, whichever is later
-	InUse bool      // a running build uses it
-	Refs  []Ref     // what it stands on
-	Name  Name      // of a KindName
-	Mount MountNote // of a KindMount
+	Size  int64      // on the disk
+	Used  time.Time  // of itself or of what stands on it, whichever is later
+	InUse bool       // a running build uses it
+	Refs  []Ref      // what it stands on
+	Name  *Name      // of a KindName, nil of others
+	Mount *MountNote // of a KindMount, nil of others
 }
 
 // Survey is everything in a store. The sizes add up to what du(1) says of its directory.
@@ -64,6 +64,7 @@ func (s *Store) Survey(ctx context.Context, refs References, measure Measure) (*
 		g.pin(r)
 	}
 	g.settle()
+	v.Entries = make([]Entry, 0, len(g.order))
 	for _, e := range g.order {
 		v.Entries = append(v.Entries, Entry{
 			Ref: e.ref, Size: e.size, Used: e.used, InUse: e.pinned, Refs: e.refs, Name: e.name, Mount: e.mount,
