@@ -275,6 +275,7 @@ func (v *surveyor) rest() {
 		what string
 	}{
 		{store.KindContext, DiskContext, "digests of the files of a context"}, {store.KindDownload, DiskDownload, "downloaded file"},
+		{store.KindPartial, DiskDownload, "blob downloaded in part"}, {store.KindLog, DiskInternal, "log of a failed step"},
 		{store.KindBlob, DiskLayer, "blob that nothing refers to"}, {store.KindIndex, DiskLayer, "index that nothing refers to"},
 	} {
 		v.each(k.kind, func(e *store.Entry) {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -74,7 +76,7 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	defer unlock()
 	c := &check{s: s, o: o, ctx: ctx}
 	// What is referred to comes first, so that after a repair what dangles is found in the same run.
-	for _, step := range []func() error{c.trash, c.owners, c.blobs, c.dirs, c.files, c.names, c.index, c.downloads, c.leftovers, c.locks} {
+	for _, step := range []func() error{c.trash, c.owners, c.blobs, c.dirs, c.files, c.names, c.index, c.downloads, c.notes, c.leftovers, c.locks} {
 		if err := step(); err != nil {
 			return c.found, fmt.Errorf("check: %w", err)
 		}
@@ -215,7 +217,7 @@ func (c *check) unmarked(e *entity) error {
 // owners looks for what belongs to another user, as after a build with sudo: it cannot be read, or not be replaced.
 func (c *check) owners() error {
 	var dirs []string
-	for _, d := range append(layout(), contextDir, DownloadsDir) {
+	for _, d := range append(layout(), slices.Sorted(maps.Values(plainDirs))...) {
 		dirs = append(dirs, d)
 		entries, err := os.ReadDir(c.s.path(d))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {

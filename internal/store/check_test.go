@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -170,4 +171,37 @@ func TestVersionLost(t *testing.T) {
 	if b, err := readBlob(again, d); err != nil || string(b) != "content" {
 		t.Errorf("%q, %v", b, err)
 	}
+}
+
+// What is written without looking must be a file, or no build gets past it.
+func TestCheckRepairsNotes(t *testing.T) {
+	s := openTest(t, Options{})
+	d := mustBlob(t, s, []byte("marked"))
+	paths := []string{s.path(usageFile), s.path(trimFile), s.boot.dir(s) + "/" + d.Encoded(), s.partialPath(d), s.path(LogsDir, "x.log")}
+	for i, path := range paths {
+		must(t, os.RemoveAll(path))
+		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		if i%2 == 0 {
+			must(t, os.MkdirAll(path+"/x", 0o700))
+		} else {
+			must(t, os.Symlink("/nothing/here", path))
+		}
+	}
+	problems, err := s.Check(t.Context(), CheckOptions{Repair: true})
+	must(t, err)
+	repaired := 0
+	for _, p := range problems {
+		if p.Kind == Damaged && p.Repaired {
+			repaired++
+		}
+	}
+	if repaired != len(paths) {
+		t.Errorf("%d of %d were repaired: %v", repaired, len(paths), problems)
+	}
+	must(t, s.NoteTrim(TrimNote{}))
+	must(t, s.counted(0, 1, 0))
+	w, err := s.NewDownload(t.Context(), d)
+	must(t, err)
+	w.Discard()
+	must(t, s.boot.mark(s, d))
 }

@@ -392,7 +392,7 @@ func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, e
 		if ctx.Err() != nil {
 			return taken, context.Cause(ctx)
 		}
-		err := os.Rename(e.path, c.s.trashPath(e))
+		err := c.s.toTrash(e)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone already
 		}
@@ -407,6 +407,22 @@ func (c *collection) trash(ctx context.Context, victims []*entity) ([]*entity, e
 		c.s.point("collect.trashed")
 	}
 	return taken, nil
+}
+
+// toTrash moves one thing. A download that somebody goes on with stays: that would be published under a name that is another
+// file's by then. Who locks it next sees that it is no longer there.
+func (s *Store) toTrash(e *entity) error {
+	if e.ref.Kind == KindPartial {
+		f, free, err := lockExisting(e.path)
+		if err != nil {
+			return err
+		}
+		if !free {
+			return fs.ErrNotExist
+		}
+		defer f.Close()
+	}
+	return os.Rename(e.path, s.trashPath(e))
 }
 
 // reconsider pins what is used of what was taken. Who published something that refers to it has either still its lease,

@@ -71,7 +71,7 @@ func (s *Store) list() (*graph, error) {
 	if err := s.listMounts(g); err != nil {
 		return nil, fmt.Errorf("list cache mounts: %w", err)
 	}
-	for _, k := range []Kind{KindContext, KindDownload} {
+	for _, k := range []Kind{KindContext, KindDownload, KindPartial, KindLog} {
 		if err := s.listPlain(g, k); err != nil {
 			return nil, fmt.Errorf("list %ss: %w", k, err)
 		}
@@ -82,8 +82,8 @@ func (s *Store) list() (*graph, error) {
 	return g, nil
 }
 
-// plainDirs are the directories whose files nothing refers to. They belong to package buildctx, which makes anew what is gone.
-var plainDirs = map[Kind]string{KindContext: contextDir, KindDownload: DownloadsDir}
+// plainDirs are the directories whose files nothing refers to and nobody needs: what is gone is made anew, or was for people.
+var plainDirs = map[Kind]string{KindContext: contextDir, KindDownload: DownloadsDir, KindPartial: partialDir, KindLog: LogsDir}
 
 const contextDir = "context"
 
@@ -112,7 +112,7 @@ func (s *Store) listFixed(g *graph) error {
 	if err != nil {
 		return err
 	}
-	dirs := []string{"", lockDir, tmpDir, trashDir, leaseDir, localDir, "blobs", blobDir, contextDir, DownloadsDir, bootDir}
+	dirs := []string{"", lockDir, tmpDir, trashDir, leaseDir, localDir, "blobs", blobDir, contextDir, DownloadsDir, partialDir, LogsDir, bootDir}
 	for _, k := range smallKinds {
 		dirs = append(dirs, string(k))
 	}

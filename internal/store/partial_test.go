@@ -137,3 +137,61 @@ func TestOldDownloadIsSwept(t *testing.T) {
 		t.Error("it is still there")
 	}
 }
+
+// Partial downloads and logs are counted and collected, except for a download that somebody is at.
+func TestCollectPartialDownloadsAndLogs(t *testing.T) {
+	now := time.Now()
+	s := openTest(t, Options{Now: func() time.Time { return now }})
+	old := now.Add(-time.Hour)
+	var blobs [][]byte
+	for _, n := range []int{200 << 10, 300 << 10} {
+		data := someBytes(n)
+		blobs = append(blobs, data)
+		w, err := s.NewDownload(t.Context(), digest.FromBytes(data))
+		must(t, err)
+		_, err = w.Write(data[:n/2])
+		must(t, err)
+		w.Abort()
+		must(t, os.Chtimes(s.partialPath(digest.FromBytes(data)), old, old))
+	}
+	l, err := s.NewLog()
+	must(t, err)
+	_, err = l.Write(someBytes(10 << 10))
+	must(t, err)
+	log, err := l.Keep(now)
+	must(t, err)
+	must(t, os.Chtimes(log, old, old))
+
+	v, err := s.Survey(t.Context(), nil, nil)
+	must(t, err)
+	kinds := map[Kind]int{}
+	for _, e := range v.Entries {
+		if e.Size > 0 {
+			kinds[e.Ref.Kind]++
+		}
+	}
+	if kinds[KindPartial] != 2 || kinds[KindLog] != 1 {
+		t.Errorf("counted: %v", kinds)
+	}
+
+	busy := digest.FromBytes(blobs[1])
+	w, err := s.NewDownload(t.Context(), busy)
+	must(t, err)
+	_, err = s.Collect(t.Context(), CollectOptions{Limited: true})
+	must(t, err)
+	if f, _ := s.Partial(digest.FromBytes(blobs[0])); f != nil {
+		t.Error("the download that nobody is at is still there")
+	}
+	if _, err := os.Lstat(log); err == nil {
+		t.Error("the log is still there")
+	}
+	_, err = w.Write(blobs[1])
+	must(t, err)
+	if _, _, err := w.Commit(busy); err != nil {
+		t.Errorf("the download during which was collected: %v", err)
+	}
+	got, err := os.ReadFile(s.BlobPath(busy))
+	if err != nil || !bytes.Equal(got, blobs[1]) {
+		t.Errorf("its blob is something else (%v)", err)
+	}
+}

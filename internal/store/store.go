@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,10 +53,12 @@ const (
 	KindMount    Kind = "mount"    // a cache mount, named "<id-kind>/<name>"
 	KindContext  Kind = "context"  // what is known of the files of one context directory
 	KindDownload Kind = "download" // a file that was fetched for ADD or a context, or a note about it
+	KindPartial  Kind = "partial"  // what there is of a blob whose download ended early
+	KindLog      Kind = "log"      // what a failed step printed
 )
 
 // deletionOrder is also the rank of a kind: references lead from a lower rank to a higher one.
-var deletionOrder = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText, KindBlob, KindDir, KindMount, KindContext, KindDownload}
+var deletionOrder = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText, KindBlob, KindDir, KindMount, KindContext, KindDownload, KindPartial, KindLog}
 
 // smallKinds are the kinds that are plain files under a key.
 var smallKinds = []Kind{KindName, KindRecord, KindLink, KindLayer, KindIndex, KindText}
@@ -150,7 +153,7 @@ func (s *Store) open() error {
 	case err != nil:
 		return err
 	case string(v) != formatVersion:
-		return s.fail(fmt.Sprintf("its format %.40q is not one this version of build knows", strings.TrimSpace(string(v))),
+		return s.fail(fmt.Sprintf("its format %.40q, in %s, is not one this version of build knows", strings.TrimSpace(string(v)), s.path(versionFile)),
 			"use the version of build that made it, or "+useAnotherRoot)
 	}
 	if err := s.private(); err != nil {
@@ -271,7 +274,8 @@ func (s *Store) refuseForeign() error {
 	if err != nil {
 		return err
 	}
-	known := append(layout(), layoutFile, indexFile, usageFile, versionFile, secretKeyFile, DownloadsDir, ContextsDir)
+	known := append(layout(), layoutFile, indexFile, usageFile, trimFile, versionFile, secretKeyFile)
+	known = append(known, slices.Sorted(maps.Values(plainDirs))...)
 	begun := len(names) == 0
 	for _, e := range names {
 		if e.Name() == lockDir {
