@@ -3,6 +3,7 @@
 // happened, the next build gives what a build alone on an empty store gives, or says clearly why not; nothing is stuck; and a
 // check of the store finds nothing that lies.
 //
-// Each test is bounded, so that all of them are part of `make test`. testdata/torture/run.sh runs them long, by the flags
-// below. A failure prints the seed that chose the instants; the instants themselves are the machine's.
+// Each test is bounded, so that all of them are part of `make test`, but for the one that boots a virtual machine.
+// testdata/torture/run.sh runs them long, by the flags below. A failure prints the seed that chose the instants; the instants
+// themselves are the machine's.
 package torture

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// TestKills kills processes of builds at random instants: the build itself, its holder, all of them at once, a step, whatever
-// else it started. After each the next build, of the same or of something else, gives what it gives alone.
+// TestKills kills processes at random instants: a build itself, its holder, all of them at once, a step, whatever else it started,
+// the process that keeps the store below a limit, commands that collect, name and repair. After each the next build, of the same
+// or of something else, gives what it gives alone.
 func TestKills(t *testing.T) {
 	b := newBench(t)
 	r := rand.New(rand.NewPCG(*seed, 1))
@@ -24,6 +25,7 @@ func TestKills(t *testing.T) {
 	for round, done := 1, 0; done < *kills && !t.Failed(); round++ {
 		done += b.round(r, tally)
 		if round%25 == 0 {
+			b.idle() // who trims the store may go on
 			b.sound()
 			t.Logf("%d kills, %.0f s: %v", done, time.Since(began).Seconds(), tally)
 		}
@@ -44,6 +46,7 @@ var victims = []struct {
 	name   string
 	choose func(r *rand.Rand, root int, all []process) []int
 }{
+	{"trimmer", func(*rand.Rand, int, []process) []int { return nil }}, // see trimmers
 	{"build", func(_ *rand.Rand, root int, _ []process) []int { return []int{root} }},
 	{"group", func(_ *rand.Rand, root int, _ []process) []int { return []int{-root} }},
 	{"holder", func(_ *rand.Rand, _ int, all []process) []int {
@@ -73,12 +76,18 @@ var victims = []struct {
 func (b *bench) round(r *rand.Rand, tally map[string]int) int {
 	b.t.Helper()
 	j, how := b.pick(r), b.manner(r)
+	b.forget(r, j)
+	args := b.args(j.imageArgs(how...)...)
+	other, isBuild := b.instead(r, j)
+	if !isBuild {
+		args = other
+	}
 	began := time.Now()
-	p := b.start(b.args(j.imageArgs(how...)...)...)
+	p := b.start(args...)
 	var beside *run
-	other := b.pick(r)
-	if r.IntN(4) == 0 {
-		beside = b.start(b.args(other.imageArgs()...)...)
+	besides := b.pick(r)
+	if r.IntN(4) == 0 || !isBuild {
+		beside = b.start(b.args(besides.imageArgs()...)...)
 	}
 	// Most of what can be hit lies in the first quarter second; the product spreads instants over all scales of time.
 	after := time.Duration(float64(400*time.Millisecond) * r.Float64() * r.Float64())
@@ -87,11 +96,19 @@ func (b *bench) round(r *rand.Rand, tally map[string]int) int {
 	case <-time.After(after):
 	}
 	v := victims[r.IntN(len(victims))]
-	hit := kill(v.choose(r, p.Process.Pid, descendants(p.Process.Pid)))
+	prey := v.choose(r, p.Process.Pid, descendants(p.Process.Pid))
+	if v.name == "trimmer" {
+		prey = b.trimmers()
+	}
+	hit := kill(prey)
 	o := p.wait()
-	b.afterKill(j, v.name, hit, o, tally)
+	if isBuild {
+		b.afterKill(j, v.name, hit, o, tally)
+	} else {
+		b.afterCommand(args, v.name, hit, o, tally)
+	}
 	if beside != nil { // nobody killed it, so it is right, whatever became of the other
-		if err := b.right(other, beside.wait()); err != nil {
+		if err := b.right(besides, beside.wait()); err != nil {
 			b.t.Errorf("beside a build that was killed (%s) after %v: %v", v.name, after, err)
 		}
 	}
@@ -100,7 +117,7 @@ func (b *bench) round(r *rand.Rand, tally map[string]int) int {
 	}
 	b.verify(j, r.IntN(8) == 0)
 	if b.t.Failed() {
-		b.t.Logf("%s%d %q, %s killed after %v (round of %v)", j.name, j.variant, how, v.name, after, time.Since(began))
+		b.t.Logf("%s%d %q, %s killed after %v (round of %v)", j.name, j.variant, args, v.name, after, time.Since(began))
 	}
 	return min(hit, 1)
 }
@@ -123,7 +140,74 @@ func (b *bench) manner(r *rand.Rand) []string {
 	case 1:
 		how = append(how, "-o", "type=oci,dest="+b.tmp+"/killed.tar")
 	}
+	if r.IntN(4) == 0 { // everything is too much
+		how = append(how, "--store-limit", "2MB")
+	}
 	return how
+}
+
+// forget has a job that pulls do so again, half of the times.
+func (b *bench) forget(r *rand.Rand, j job) {
+	b.t.Helper()
+	if j.name != "pull" || r.IntN(2) == 0 {
+		return
+	}
+	for _, args := range [][]string{{"rmi", "pull:1"}, {"rmi", "pull:2"}, {"prune", "--all", "--force"}} {
+		// The names need not be there.
+		if o := b.command(args...); o.stuck || o.code != 0 && args[0] == "prune" {
+			b.t.Errorf("%q: exit code %d, stuck %v: %s", args, o.code, o.stuck, o.text)
+		}
+	}
+}
+
+// instead is, sometimes, something else to do than to build.
+func (b *bench) instead(r *rand.Rand, j job) (args []string, build bool) {
+	b.t.Helper()
+	switch r.IntN(24) {
+	case 0:
+		return []string{"prune", "--all", "--force"}, false
+	case 1:
+		return []string{"prune", "--force", "--keep-storage", "1MB"}, false
+	case 2:
+		return []string{"tag", j.name + ":1", j.name + ":2"}, false
+	case 3:
+		return []string{"rmi", j.name + ":1"}, false
+	case 4:
+		return []string{"store", "check", "--repair"}, false
+	case 5:
+		return b.args("--no-cache", b.failing()), false
+	}
+	return nil, true
+}
+
+// trimmers are the processes that keep the store below its limit.
+func (b *bench) trimmers() []int {
+	var pids []int
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, l := range lines {
+		if cmd, err := os.ReadFile(l); err == nil && bytes.HasPrefix(cmd, []byte("build-trim\x00"+b.root+"\x00")) {
+			pid, _ := strconv.Atoi(strings.Split(l, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// afterCommand looks at how something that is no build ended. It may have failed by itself, for want of a name or on purpose, but
+// not without a word.
+func (b *bench) afterCommand(args []string, victim string, hit int, o outcome, tally map[string]int) {
+	b.t.Helper()
+	if hit == 0 {
+		tally["too late"]++
+	} else {
+		tally[victim+" of "+args[0]]++
+	}
+	if o.stuck || !o.killed && o.code != 0 && !strings.Contains(o.text, "ERROR:") {
+		b.t.Errorf("%q, whose %s was killed: exit code %d, stuck %v: %s", args, victim, o.code, o.stuck, o.text)
+	}
+	if hit == 0 && o.code != 0 && args[0] != "tag" && args[0] != "rmi" && o.code != 3 {
+		b.t.Errorf("%q failed without a kill: exit code %d: %s", args, o.code, o.text)
+	}
 }
 
 // afterKill looks at how the build ended. It may have been done, or able to do without whom it lost.

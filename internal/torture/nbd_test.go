@@ -5,30 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
-	"os"
 	"testing"
 )
 
-// recorder is a disk that remembers, in order, what was written to it and when it was told to flush. A virtual machine uses it
-// over the protocol of network block devices (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle
-// negotiation, simple replies). It announces a volatile cache and no FUA, so that a write counts as lasting only once a later flush is done.
-type recorder struct {
-	first []byte // as it was at the beginning
-	now   []byte
-	log   []written
-	err   error
-}
-
-// written is one write, or, without data, a flush.
-type written struct {
-	at   int64
-	data []byte
-}
-
-// sector is the unit in which a write can be torn: what ext4 and qemu's NVMe write whole.
-const sector = 4096
+// The protocol of network block devices (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle
+// negotiation, simple replies), by which a virtual machine has a recorder as its disk.
 
 // serve serves one client on a socket until it disconnects. The channel is closed then.
 func (d *recorder) serve(t testing.TB, socket string) <-chan struct{} {
@@ -128,12 +110,11 @@ func (d *recorder) transmit(c net.Conn) error {
 			if _, err := io.ReadFull(c, data); err != nil {
 				return err
 			}
-			copy(d.now[q.Begin:], data)
-			d.log = append(d.log, written{int64(q.Begin), data})
+			d.write(int64(q.Begin), data)
 		case 2:
 			return nil
 		case 3:
-			d.log = append(d.log, written{})
+			d.flush()
 		default:
 			return fmt.Errorf("request %+v", q)
 		}
@@ -141,27 +122,4 @@ func (d *recorder) transmit(c net.Conn) error {
 			return err
 		}
 	}
-}
-
-// cut writes to a file what the disk may hold when the power goes after the first n entries of the log: everything that was
-// flushed, and of the writes after the last flush any, in part or whole. Each gets lost with a probability that is itself
-// chosen at random, so that the two ends, nothing and all, are met too.
-func (d *recorder) cut(r *rand.Rand, n int, path string) error {
-	image := make([]byte, len(d.first))
-	copy(image, d.first)
-	flushed := 0
-	for i, w := range d.log[:n] {
-		if w.data == nil {
-			flushed = i
-		}
-	}
-	lost := max(0, min(1, r.Float64()*1.5-0.25))
-	for i, w := range d.log[:n] {
-		for from := 0; from < len(w.data); from += sector {
-			if i < flushed || r.Float64() >= lost {
-				copy(image[w.at+int64(from):], w.data[from:min(from+sector, len(w.data))])
-			}
-		}
-	}
-	return os.WriteFile(path, image, 0o600)
 }

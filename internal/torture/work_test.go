@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 )
@@ -142,21 +143,46 @@ func newBench(t *testing.T) *bench {
 func newRegistry(t testing.TB, w *world) string {
 	t.Helper()
 	inner := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	slow := false
 	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/file" {
 			rw.Header().Set("ETag", `"1"`)
 			_, _ = io.WriteString(rw, strings.Repeat("over http\n", 1000))
 			return
 		}
+		if slow && r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			rw = slowWriter{rw}
+		}
 		inner.ServeHTTP(rw, r)
 	}))
 	t.Cleanup(s.Close)
 	host := strings.TrimPrefix(s.URL, "http://")
 	seeder := w.with(w.tmp + "/seed-store")
-	dir := w.write(w.tmp+"/seed", "Dockerfile", "FROM bb\nCOPY seed /seed\nRUN seq 30000 > /filler\n", "seed", "seed")
+	dir := w.write(w.tmp+"/seed", "Dockerfile", "FROM bb\nCOPY seed /seed\nRUN seq 30000 > /filler; head -c 1500000 /dev/urandom > /random\n", "seed", "seed")
 	seeder.ok("-t", host+"/base:1", "--push", dir)
 	removeTree(seeder.root)
+	slow = true
 	return host
+}
+
+// slowWriter sends some 10 MB a second, so that a download can be hit.
+type slowWriter struct{ http.ResponseWriter }
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		k, err := w.ResponseWriter.Write(p[n:min(n+32<<10, len(p))])
+		if n += k; err != nil {
+			return n, err
+		}
+		time.Sleep(3 * time.Millisecond)
+	}
+	return n, nil
+}
+
+// failing is the context of a build whose step fails, after it printed more than an error report has: it leaves a log.
+func (w *world) failing() string {
+	return w.write(w.tmp+"/failing", "Dockerfile", "FROM bb\nRUN seq 50000; exit 3\n")
 }
 
 // pick chooses a job.
