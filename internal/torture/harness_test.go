@@ -13,12 +13,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"build/cache"
 	"build/internal/store"
@@ -58,8 +61,30 @@ var buildProgram = sync.OnceValues(func() (string, error) {
 
 var made string // the directory of the program that was made
 
+// apartVar is in the environment of a process that has its mounts to itself.
+const apartVar = "BUILD_TORTURE_APART"
+
+// apart starts this process over in a mount namespace of its own. Otherwise everybody who makes one meanwhile, such as any other build
+// of the machine, would have a disk mounted for as long as he lives that a test unmounts; and a test that is killed would leave its own.
+func apart() error {
+	if os.Geteuid() != 0 || os.Getenv(apartVar) != "" {
+		return nil
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts from the others: %w", err)
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), apartVar+"=1"))
+}
+
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if err := apart(); err != nil {
+		fmt.Fprintln(os.Stderr, "tests that mount will say what is missing:", err)
+	}
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano())
 	}

@@ -92,9 +92,8 @@ func (b *bench) recordHere(jobs []job, device string) *recorder {
 	d := b.newDisk()
 	file, dir := b.tmp+"/disk-file", b.tmp+"/disk-here"
 	unmount := d.mount(b.t, file)
-	losetup(b.t, device, file)
 	must(b.t, os.Mkdir(dir, 0o700))
-	must(b.t, unix.Mount(device, dir, "ext4", 0, "commit=1"))
+	mountLoop(b.t, device, file, dir, "commit=1")
 	was := b.world
 	b.world = b.with(dir + "/s")
 	b.world.boot = b.write(b.tmp, "boot-id", "00000000-0000-4000-8000-000000000001\n") + "/boot-id"
@@ -116,7 +115,7 @@ func (b *bench) recordHere(jobs []job, device string) *recorder {
 	}
 	b.idle()
 	must(b.t, unix.Unmount(dir, 0))
-	detach(b.t, device)
+	detached(b.t, device)
 	unmount()
 	return d
 }
@@ -153,11 +152,19 @@ func losetup(t testing.TB, args ...string) {
 	}
 }
 
-// detach takes the file from a loop device. Whoever looks at new disks may have it open for a moment.
-func detach(t testing.TB, device string) {
+// mountLoop mounts a file. The loop device gives the file up when it is unmounted, whoever does that.
+func mountLoop(t testing.TB, device, file, dir, options string) {
 	t.Helper()
+	losetup(t, device, file)
+	err := unix.Mount(device, dir, "ext4", 0, options)
 	losetup(t, "-d", device)
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	must(t, err)
+}
+
+// detached waits until a loop device has no file. A build that just ended may have it mounted for a moment.
+func detached(t testing.TB, device string) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if _, err := os.Stat("/sys/block/" + strings.TrimPrefix(device, "/dev/") + "/loop/backing_file"); err != nil {
 			return
 		}
@@ -170,9 +177,8 @@ func (b *bench) afterCut(r *rand.Rand, jobs []job, image, device string) bool {
 	b.t.Helper()
 	dir := b.tmp + "/mnt"
 	must(b.t, os.MkdirAll(dir, 0o700))
-	losetup(b.t, device, image)
-	defer detach(b.t, device)
-	must(b.t, unix.Mount(device, dir, "ext4", 0, ""))
+	mountLoop(b.t, device, image, dir, "")
+	defer detached(b.t, device)
 	defer func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			b.t.Errorf("unmount: %v", err)
