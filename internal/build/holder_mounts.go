@@ -24,14 +24,14 @@ import (
 // attach adds trees and cache mounts to a step. What it made is given up by the function it returns. Log is the step's.
 func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (release func(), err error) {
 	var undo []func()
-	release = func() {
+	giveUp := func() {
 		for _, f := range slices.Backward(undo) {
 			f()
 		}
 	}
 	defer func() {
-		if err != nil {
-			release()
+		if err != nil { // release is nil then
+			giveUp()
 		}
 	}()
 	for _, t := range req.Trees {
@@ -66,7 +66,7 @@ func (n *inside) attach(ctx context.Context, req *runRequest, log io.Writer) (re
 		}
 		req.Spec.Mounts = append(req.Spec.Mounts, executor.Mount{Target: c.Target, Source: executor.BindPath{Path: dir, Sub: c.Sub, ReadOnly: c.ReadOnly}})
 	}
-	return release, nil
+	return giveUp, nil
 }
 
 // cacheMount returns the directory of a cache, made and filled when it is not there, and locked as its sharing says. In a chroot
