@@ -85,15 +85,16 @@ func (b *bench) newDisk() *recorder {
 }
 
 // recordHere builds on a disk of this machine, as if in an earlier run of the system: everything on a new store, from scratch, beside each other,
-// and collections of what that left. It returns the disk. The journal is committed every second, so that more of a build lies
-// between two commits than its end.
+// and collections of what that left. It returns the disk. The journal is committed every second, so that more of a build lies between
+// two commits than its end, and without the data of the files whose names it has: a file may have its name and its size, and zeros
+// or what was there before, as on other file systems than a careful ext4.
 func (b *bench) recordHere(jobs []job, device string) *recorder {
 	b.t.Helper()
 	d := b.newDisk()
 	file, dir := b.tmp+"/disk-file", b.tmp+"/disk-here"
 	unmount := d.mount(b.t, file)
 	must(b.t, os.Mkdir(dir, 0o700))
-	mountLoop(b.t, device, file, dir, "commit=1")
+	mountLoop(b.t, device, file, dir, "commit=1,nodelalloc,data=writeback")
 	was := b.world
 	b.world = b.with(dir + "/s")
 	b.world.boot = b.write(b.tmp, "boot-id", "00000000-0000-4000-8000-000000000001\n") + "/boot-id"
