@@ -31,7 +31,7 @@ import (
 
 var (
 	program = flag.String("torture.bin", "", "the `program` under test; empty: made of this module's cmd/build")
-	kills   = flag.Int("torture.kills", 30, "how many processes TestKills kills")
+	kills   = flag.Int("torture.kills", 25, "how many processes TestKills kills")
 	crashes = flag.Int("torture.crashes", 6, "at how many instants TestPowerLoss cuts the power")
 	pages   = flag.Int("torture.pages", 10, "with how many amounts of room TestDiskFull builds; below 16, only two kinds of build")
 	each    = flag.Int("torture.each", 0, "how many files of a kind TestDamage damages in each way; 0: one, in two ways chosen by the seed")
