@@ -7,6 +7,7 @@
 package testenv
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"os/user"
@@ -42,6 +43,23 @@ func Skip(t testing.TB, missing string) {
 		t.Fatalf("missing: %s (%s is set, so this is a failure: see testdata/setup)", missing, RequireVar)
 	}
 	t.Skipf("missing: %s (make test sets it up)", missing)
+}
+
+// Device opens what the kernel offers under /dev. Nothing can bring it to a machine that lacks it, so a test that needs it skips
+// there, required or not; the file is closed at the test's end.
+func Device(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	for _, lacks := range []error{syscall.ENOENT, syscall.ENODEV, syscall.ENXIO, syscall.EPERM, syscall.EACCES} {
+		if errors.Is(err, lacks) {
+			t.Skipf("missing: %v (the machine's kernel does not offer it)", err)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // Root skips a test that only root can run.

@@ -39,21 +39,16 @@ const (
 // be this one, which would wait for itself.
 func (d *recorder) mount(t testing.TB, path string) (unmount func()) {
 	t.Helper()
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		testenv.Skip(t, "/dev/fuse ("+err.Error()+")")
-	}
+	dev := int(testenv.Device(t, "/dev/fuse").Fd()) // which blocks, because its number was asked for
 	must(t, os.WriteFile(path, nil, 0o600))
 	// The root of the file system is not a directory but the file.
-	err = unix.Mount("torture", path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=100600,user_id=0,group_id=0", dev))
+	err := unix.Mount("torture", path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=100600,user_id=0,group_id=0", dev))
 	if err != nil {
-		unix.Close(dev)
 		testenv.Skip(t, "the right to mount a FUSE file system ("+err.Error()+")")
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer unix.Close(dev)
 		d.err = d.serveFUSE(dev)
 	}()
 	return func() {

@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -133,15 +134,13 @@ func (b *bench) recorded(j job, r *run) {
 // The disk has that number when it is recorded and when it is looked at, because markers of unpacked layers name the device.
 func loopDevice(t testing.TB) string {
 	t.Helper()
-	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		testenv.Skip(t, "/dev/loop-control ("+err.Error()+")")
-	}
-	t.Cleanup(func() { unix.Close(control) })
+	control := int(testenv.Device(t, "/dev/loop-control").Fd())
 	n := 64 + os.Getpid()%128
-	if err := unix.IoctlSetInt(control, unix.LOOP_CTL_ADD, n); err != nil {
-		testenv.Skip(t, fmt.Sprintf("loop devices (number %d: %v)", n, err))
+	err := unix.IoctlSetInt(control, unix.LOOP_CTL_ADD, n)
+	for ; errors.Is(err, unix.EEXIST); err = unix.IoctlSetInt(control, unix.LOOP_CTL_ADD, n) { // somebody else's
+		n++
 	}
+	must(t, err)
 	t.Cleanup(func() { _ = unix.IoctlSetInt(control, unix.LOOP_CTL_REMOVE, n) })
 	return fmt.Sprintf("/dev/loop%d", n)
 }
