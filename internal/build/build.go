@@ -70,7 +70,7 @@ func startOver(err error) string {
 
 func runOnce(ctx context.Context, o *Options) (*Result, error) {
 	outer := ctx
-	s, ctx, err := openSession(ctx, o)
+	s, ctx, err := openSession(ctx, o, false)
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ func Inspect(ctx context.Context, o Options, in Inspection) (*Report, error) {
 	if len(o.Platforms) > 1 {
 		o.Platforms = o.Platforms[:1]
 	}
-	s, ctx, err := openSession(ctx, &o)
+	s, ctx, err := openSession(ctx, &o, false)
 	if err != nil {
 		return nil, err
 	}

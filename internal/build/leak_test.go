@@ -198,7 +198,7 @@ func TestLeaksMadeUnseen(t *testing.T) {
 	wantRan(t, "met again", rec)
 
 	searched := 0
-	s, _, err := openSession(t.Context(), &Options{Store: StoreOptions{Root: w.root, Offline: true}, Progress: newRecorder()})
+	s, _, err := openSession(t.Context(), &Options{Store: StoreOptions{Root: w.root, Offline: true}, Progress: newRecorder()}, false)
 	must(t, err)
 	defer s.close()
 	for _, d := range w.ownLayers(t) {
@@ -320,7 +320,7 @@ func lookFor(t *testing.T, dir, key string) (found string) {
 // Notes of several searches of one layer add up.
 func TestLeakNotesAddUp(t *testing.T) {
 	w := newWorld(t)
-	s, _, err := openSession(t.Context(), &Options{Store: StoreOptions{Root: w.root, Offline: true}, Progress: newRecorder()})
+	s, _, err := openSession(t.Context(), &Options{Store: StoreOptions{Root: w.root, Offline: true}, Progress: newRecorder()}, false)
 	must(t, err)
 	defer s.close()
 	lw, err := s.layers.NewWriter(t.Context())

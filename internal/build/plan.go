@@ -94,12 +94,11 @@ func Explained(ctx context.Context, o Options) (*Plan, error) {
 		defer os.RemoveAll(tmp)
 		o.Store.Root = filepath.Join(tmp, "store")
 	}
-	s, ctx, err := openSession(ctx, &o)
+	s, ctx, err := openSession(ctx, &o, true)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	s.dry = true
 	plan, err := s.plan(ctx)
 	if err != nil {
 		return nil, s.firstCause(ctx, err)

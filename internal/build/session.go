@@ -96,11 +96,15 @@ func newClient(o StoreOptions, proxy func(*http.Request) (*url.URL, error)) *reg
 	})
 }
 
-// openSession opens everything a build needs that costs next to nothing; the rest is opened when it is needed.
-func openSession(ctx context.Context, o *Options) (*session, context.Context, error) {
+// openSession opens everything a build needs that costs next to nothing; the rest is opened when it is needed. A dry session leaves
+// the store as it is.
+func openSession(ctx context.Context, o *Options, dry bool) (*session, context.Context, error) {
 	st, err := openStore(o.Store)
 	if err != nil {
 		return nil, nil, err
+	}
+	if dry {
+		st.NoteNoUses()
 	}
 	lease, err := st.Lease()
 	if err != nil {
@@ -110,7 +114,7 @@ func openSession(ctx context.Context, o *Options) (*session, context.Context, er
 	s := &session{
 		opts: o, began: time.Now(),
 		store: st, cache: cache.New(st), lease: lease,
-		cancel:   cancel,
+		cancel: cancel, dry: dry,
 		vertices: map[string]progress.ID{}, turns: map[cache.Key]chan struct{}{},
 	}
 	inflate := snapshot.Inflate{Program: o.Inflate, Warn: func(text string) { s.warn("%s", text) }}

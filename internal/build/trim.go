@@ -82,7 +82,7 @@ func (s *session) trim() {
 // trimEarly is trim at the beginning of a build, for those whose container ends with them: the trimmer has as long as they have.
 // It tells as well what the last one could not tell anybody.
 func (s *session) trimEarly() {
-	if s.opts.Store.Limit == (StoreLimit{}) {
+	if s.dry || s.opts.Store.Limit == (StoreLimit{}) {
 		return
 	}
 	s.trim()
@@ -100,6 +100,9 @@ func (s *session) trimEarly() {
 
 // trimLate is trim at the end of a build, when all that it added is counted.
 func (s *session) trimLate() {
+	if s.dry {
+		return
+	}
 	s.trimming = false // the one of the beginning did not see what came since; if it still works, the next one waits for it
 	s.trim()
 }

@@ -173,9 +173,15 @@ func (s *Store) touch(path string, fi fs.FileInfo) {
 	}
 }
 
+// NoteNoUses makes what is found from now on not count as used: for who only wants to know what is here.
+func (s *Store) NoteNoUses() { s.idle.Store(true) }
+
 // touchDue reports whether a use is to be noted, and when it is.
 func (s *Store) touchDue(fi fs.FileInfo) (now time.Time, due bool) {
 	now = s.opts.Now()
+	if s.idle.Load() {
+		return now, false
+	}
 	leased := fi.ModTime().UnixNano() < s.since.Load()
 	age := now.Sub(fi.ModTime())
 	return now, leased || age > touchInterval || age < -touchInterval

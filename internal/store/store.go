@@ -100,6 +100,7 @@ type Store struct {
 	serial  int
 
 	since atomic.Int64 // when the newest lease of this process was taken; 0: it took none
+	idle  atomic.Bool  // see NoteNoUses
 	grown atomic.Int64 // bytes that this process added and did not tell yet: see tell
 }
 
