@@ -9,8 +9,8 @@
 // Where there is no overlay a command changes a PrivateTree instead, a directory with all layers of a chain.
 //
 // Any form can exist without the others and is made from another one only when something needs it. A pulled layer's blob is
-// authoritative and its directory a copy; a layer made here is written once, as a deterministic plain tar, in the same pass
-// that makes its index and its digest, and is compressed later, beside the build.
+// authoritative and its directory a copy; a layer made here is written once, as a deterministic tar, in the same pass that makes
+// its index and its digest. The compressed blob comes out of that pass too, if somebody will want it, or later, beside the build.
 //
 // Two kinds of processes share this package's data. The front process runs as the caller and reads and writes blobs and
 // indexes; a holder, which may be root of a user namespace, owns the directories below local/<id-kind>. A layer appears in
@@ -21,5 +21,6 @@
 // symbolic link, and what cannot be represented in a namespace (device nodes, ids outside the map) is recorded in the index
 // and held on disk as well as the disk can.
 //
-// The package refuses to know what a step is, to talk to a registry, to mount anything and to run anything.
+// The package refuses to know what a step is, to talk to a registry, to mount anything, and to run anything but a program that
+// inflates, if it is told one (Inflate).
 package snapshot

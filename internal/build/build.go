@@ -148,23 +148,13 @@ func (s *session) firstCause(ctx context.Context, err error) error {
 }
 
 func (s *session) build(ctx context.Context) (*Result, error) {
-	file, err := s.loadDockerfile(ctx)
+	file, products, err := s.products(ctx)
 	if err != nil {
-		return nil, err
-	}
-	s.warnOfNoStages(file)
-	products, err := s.lowerAll(ctx, file)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.lintFailure(file); err != nil {
 		return nil, err
 	}
 	if err := s.openLeakGate(file, products); err != nil {
 		return nil, err
 	}
-	s.epoch = products[0].graph.Epoch
-	s.planOutputs()
 	defer func() { s.writeJournal(products) }()
 	for _, p := range products {
 		p.ev = newEvaluator(ctx, s, p.graph, p.platform)
@@ -187,6 +177,25 @@ func (s *session) build(ctx context.Context) (*Result, error) {
 	}
 	res.Cached, res.Ran = s.tallies.cached, s.tallies.ran
 	return res, nil
+}
+
+// products reads the Dockerfile and settles what is to be made of it.
+func (s *session) products(ctx context.Context) (*parser.File, []*product, error) {
+	file, err := s.loadDockerfile(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.warnOfNoStages(file)
+	products, err := s.lowerAll(ctx, file)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.lintFailure(file); err != nil {
+		return nil, nil, err
+	}
+	s.epoch = products[0].graph.Epoch
+	s.planOutputs()
+	return file, products, nil
 }
 
 // product is what a build makes for one platform.

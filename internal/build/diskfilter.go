@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -49,10 +50,12 @@ func ParseFilters(given []string) (Filters, error) {
 	return out, nil
 }
 
-var filterForm = regexp.MustCompile(`^([a-z]+)(?:(!=|~=|==|=)(.*))?$`)
+var filterForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([a-z]+)(?:(!=|~=|==|=)(.*))?$`)
+})
 
 func parseFilter(s string) (Filter, error) {
-	m := filterForm.FindStringSubmatch(s)
+	m := filterForm().FindStringSubmatch(s)
 	if m == nil {
 		return Filter{}, filterError(s, "the form is KEY=VALUE, KEY!=VALUE, KEY~=REGEXP or KEY")
 	}

@@ -46,12 +46,8 @@ type Plan struct {
 
 // PlanStep is one step that makes a layer.
 type PlanStep struct {
-	Number   int    `json:"number"` // from 1, for DependsOn
-	Platform string `json:"platform"`
-	Stage    string `json:"stage"`
-	Name     string `json:"name"`
-	Line     int    `json:"line,omitempty"`
-	Status   Status `json:"status"`
+	StepID
+	Status Status `json:"status"`
 	// DependsOn are the steps that have to run before it is known whether this one would.
 	DependsOn []int `json:"dependsOn,omitempty"`
 	// Open is what else has to be known first, "" if nothing.
@@ -113,19 +109,10 @@ func storeExists(root string) bool {
 }
 
 func (s *session) plan(ctx context.Context) (*Plan, error) {
-	file, err := s.loadDockerfile(ctx)
+	_, products, err := s.products(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s.warnOfNoStages(file)
-	products, err := s.lowerAll(ctx, file)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.lintFailure(file); err != nil {
-		return nil, err
-	}
-	s.planOutputs()
 	out := &Plan{Version: PlanVersion, Context: journalContext(s.opts), Dockerfile: s.dockerfileID(), Steps: []PlanStep{}, Fetch: []PlanFetch{}}
 	need := newNeeds(s)
 	for _, p := range products {
@@ -267,7 +254,7 @@ func (p *planner) list() []PlanStep {
 	for _, id := range p.told.order {
 		place := p.told.places[id]
 		s := PlanStep{
-			Number: number[id], Platform: place.Platform, Stage: place.Stage, Name: place.Title, Line: place.Line, Status: WouldCached,
+			StepID: StepID{number[id], place.Platform, place.Stage, place.Title, place.Line}, Status: WouldCached,
 		}
 		if d := p.done[id]; d != nil {
 			s.Status, s.Open, s.Changes = d.status, d.open, d.changes

@@ -7,7 +7,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/docker/go-units"
 
 	"build/internal/explain"
 	"build/parser"
@@ -32,7 +35,7 @@ func (p *Plan) Print(w io.Writer, format string) error {
 		b.Write(append(bytes.TrimRight(line, " \n"), '\n'))
 	}
 	for _, f := range p.Fetch {
-		fmt.Fprintf(&b, "fetch  %s  %d of %s, %s\n", f.Image, f.Layers, plural(f.Of, "layer"), bytesText(f.Bytes))
+		fmt.Fprintf(&b, "fetch  %s  %d of %s, %s\n", f.Image, f.Layers, plural(f.Of, "layer"), units.HumanSize(float64(f.Bytes)))
 	}
 	fmt.Fprintf(&b, "Would run: %d", counts[WouldRun])
 	if n := counts[WouldDepend]; n > 0 {
@@ -86,30 +89,12 @@ func numbersText(list []int) string {
 	return text
 }
 
-// bytesText is a number of bytes as people read it.
-func bytesText(n int64) string {
-	const units = "kMGTP"
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n)/1000, 0
-	for v >= 999.5 && unit < len(units)-1 {
-		v, unit = v/1000, unit+1
-	}
-	return fmt.Sprintf("%.3g %cB", v, units[unit])
-}
-
 // Explain writes everything that is known about the chosen steps.
 func (p *Plan) Explain(w io.Writer, format, choice string) error {
 	chosen := *p
-	chosen.Steps = []PlanStep{}
-	for _, s := range p.Steps {
-		if choose(choice, s.Number, s.Line, s.Stage, s.Name) {
-			chosen.Steps = append(chosen.Steps, s)
-		}
-	}
-	if len(chosen.Steps) == 0 && choice != "" {
-		return noSuchStep(choice, len(p.Steps))
+	var err error
+	if chosen.Steps, err = chooseFrom(p.Steps, choice); err != nil {
+		return err
 	}
 	if format == FormatJSON {
 		return printJSON(w, &chosen)
@@ -151,35 +136,55 @@ func printChanges(b *bytes.Buffer, changes []explain.Change) {
 	}
 }
 
-func noSuchStep(choice string, n int) error {
-	return &UsageError{
-		Msg:  fmt.Sprintf("no step is meant by %q", choice),
-		Hint: fmt.Sprintf("name a step by its number (1 to %d), its stage and number (build/2), the line of its instruction (:12), or a part of its text", n),
-	}
+// StepID says which step is meant.
+type StepID struct {
+	Number   int    `json:"number"` // from 1
+	Platform string `json:"platform"`
+	Stage    string `json:"stage"`
+	Name     string `json:"name"`
+	Line     int    `json:"line,omitempty"`
 }
 
-var stageStep = regexp.MustCompile(`^\[(?:\S+ )*? *([0-9]+)/[0-9]+\] `)
+func (s StepID) id() StepID { return s }
 
-// choose reports whether a step is meant: "3" is the third, ":12" the one on line 12, "build/2" the one shown as [build 2/…],
-// anything else a part of the text. Nothing means all.
-func choose(choice string, number, line int, stage, name string) bool {
-	if choice == "" {
-		return true
+// chooseFrom returns the steps that a choice means, all if it is "". None is an error.
+func chooseFrom[S interface{ id() StepID }](steps []S, choice string) ([]S, error) {
+	chosen := []S{}
+	for _, s := range steps {
+		if choice == "" || s.id().chosenBy(choice) {
+			chosen = append(chosen, s)
+		}
 	}
+	if len(chosen) == 0 && choice != "" {
+		return nil, &UsageError{
+			Msg: fmt.Sprintf("no step is meant by %q", choice),
+			Hint: fmt.Sprintf("name a step by its number (1 to %d), its stage and number (build/2), the line of its instruction (:12), "+
+				"or a part of its text", len(steps)),
+		}
+	}
+	return chosen, nil
+}
+
+// stageStep finds a step's number in its stage.
+var stageStep = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\[(?:\S+ )*? *([0-9]+)/[0-9]+\] `) })
+
+// chosenBy reports whether a step is meant: "3" is the third, ":12" the one on line 12, "build/2" the one shown as [build 2/…],
+// anything else a part of the text.
+func (s StepID) chosenBy(choice string) bool {
 	if n, err := strconv.Atoi(choice); err == nil {
-		return n == number
+		return n == s.Number
 	}
 	if at, ok := strings.CutPrefix(choice, ":"); ok {
 		if n, err := strconv.Atoi(at); err == nil {
-			return n == line
+			return n == s.Line
 		}
 	}
-	if of, n, ok := strings.Cut(choice, "/"); ok && strings.EqualFold(of, stage) {
-		if m := stageStep.FindStringSubmatch(name); m != nil && m[1] == n {
+	if of, n, ok := strings.Cut(choice, "/"); ok && strings.EqualFold(of, s.Stage) {
+		if m := stageStep().FindStringSubmatch(s.Name); m != nil && m[1] == n {
 			return true
 		}
 	}
-	return strings.Contains(strings.ToLower(name), strings.ToLower(choice))
+	return strings.Contains(strings.ToLower(s.Name), strings.ToLower(choice))
 }
 
 // LastBuild is what the last build of a context did.
@@ -191,13 +196,9 @@ type LastBuild struct {
 
 // LastStep is what became of one step.
 type LastStep struct {
-	Number   int              `json:"number"`
-	Platform string           `json:"platform"`
-	Stage    string           `json:"stage"`
-	Name     string           `json:"name"`
-	Line     int              `json:"line,omitempty"`
-	Status   string           `json:"status"` // "ran", "cached", "failed", "not reached"
-	Changes  []explain.Change `json:"changes,omitempty"`
+	StepID
+	Status  string           `json:"status"` // "ran", "cached", "failed", "not reached"
+	Changes []explain.Change `json:"changes,omitempty"`
 }
 
 // ExplainLast says what the last build of a context did, and why.
@@ -221,7 +222,7 @@ func ExplainLast(o StoreOptions, context string) (*LastBuild, error) {
 	}
 	out := &LastBuild{Version: PlanVersion, Context: where, Steps: []LastStep{}}
 	for i, l := range journal.Last {
-		out.Steps = append(out.Steps, LastStep{i + 1, l.Platform, l.Stage, l.Title, l.Line, l.Status, l.Changes})
+		out.Steps = append(out.Steps, LastStep{StepID{i + 1, l.Platform, l.Stage, l.Title, l.Line}, l.Status, l.Changes})
 	}
 	return out, nil
 }
@@ -229,14 +230,9 @@ func ExplainLast(o StoreOptions, context string) (*LastBuild, error) {
 // Print writes what became of the chosen steps.
 func (l *LastBuild) Print(w io.Writer, format, choice string) error {
 	chosen := *l
-	chosen.Steps = []LastStep{}
-	for _, s := range l.Steps {
-		if choose(choice, s.Number, s.Line, s.Stage, s.Name) {
-			chosen.Steps = append(chosen.Steps, s)
-		}
-	}
-	if len(chosen.Steps) == 0 && choice != "" {
-		return noSuchStep(choice, len(l.Steps))
+	var err error
+	if chosen.Steps, err = chooseFrom(l.Steps, choice); err != nil {
+		return err
 	}
 	if format == FormatJSON {
 		return printJSON(w, &chosen)

@@ -275,12 +275,13 @@ func (w *world) journalFile(t *testing.T) string {
 }
 
 func TestChooseStep(t *testing.T) {
+	steps := []StepID{{3, "linux/arm64", "build", "[linux/arm64 build  2/10] RUN make", 12}}
 	for choice, want := range map[string]bool{
 		"": true, "3": true, "4": false, ":12": true, ":13": false, "build/2": true, "build/3": false, "BUILD/2": true, "other/2": false,
 		"make": true, "RUN MAKE": true, "install": false,
 	} {
-		if got := choose(choice, 3, 12, "build", "[linux/arm64 build  2/10] RUN make"); got != want {
-			t.Errorf("%q: %v", choice, got)
+		if got, err := chooseFrom(steps, choice); (err == nil) != want || len(got) == 1 != want {
+			t.Errorf("%q: %v, %v", choice, got, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"build/cache"
 )
@@ -78,7 +79,10 @@ func (c *comparison) platform(fields map[string]string) string {
 	return fields[NotePlatform]
 }
 
-var numbered = regexp.MustCompile(`^(arg|source|exclude|inline|remote|mount|ulimit|input|layer)([0-9]+)(:.*)?$`)
+// The patterns are compiled when a build first explains something: most builds never do, and a build of milliseconds feels it.
+var numbered = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(arg|source|exclude|inline|remote|mount|ulimit|input|layer)([0-9]+)(:.*)?$`)
+})
 
 // field says what the change of one field means.
 func (c *comparison) field(d cache.Change) {
@@ -95,7 +99,7 @@ func (c *comparison) field(d cache.Change) {
 			return
 		}
 	}
-	if m := numbered.FindStringSubmatch(d.Name); m != nil {
+	if m := numbered().FindStringSubmatch(d.Name); m != nil {
 		i, _ := strconv.Atoi(m[2])
 		c.numbered(m[1], i, m[3], d)
 		return
@@ -156,7 +160,9 @@ func (c *comparison) numbered(what string, i int, rest string, d cache.Change) {
 	}
 }
 
-var variableName = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
+var variableName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
+})
 
 // instruction says that the Dockerfile says something else, or that a variable in what it says means something else.
 func (c *comparison) instruction() {
@@ -169,7 +175,7 @@ func (c *comparison) instruction() {
 		return
 	}
 	var names []string
-	for _, m := range variableName.FindAllStringSubmatch(c.Text, -1) {
+	for _, m := range variableName().FindAllStringSubmatch(c.Text, -1) {
 		if !slices.Contains(names, "$"+m[1]) {
 			names = append(names, "$"+m[1])
 		}
