@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/opencontainers/go-digest"
 
+	"build/internal/lazyregexp"
 	"build/parser"
 )
 
@@ -228,11 +228,11 @@ func hidePasswords(text string, urls []string) string {
 	return text
 }
 
-var symbolicMode = regexp.MustCompile(`^[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)
+var symbolicMode = lazyregexp.New(`^[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)
 
 // checkChmod accepts an octal mode or a symbolic one as chmod(1) does.
 func checkChmod(mode string) error {
-	if mode == "" || symbolicMode.MatchString(mode) {
+	if mode == "" || symbolicMode().MatchString(mode) {
 		return nil
 	}
 	n, err := strconv.ParseUint(mode, 8, 32)

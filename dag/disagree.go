@@ -1,12 +1,12 @@
 package dag
 
 import (
-	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"build/internal/lazyregexp"
 	"build/parser"
 )
 
@@ -30,14 +30,14 @@ func (l *lowering) warnOverEnv(d *stage, c *instructions.ArgCommand, key, value 
 
 // modifiers are the forms of a variable that the reference knows from a pre-release of the syntax only: ${v#p}, ${v##p},
 // ${v%p}, ${v%%p}, ${v/p/r} and ${v//p/r}.
-var modifiers = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)[#%/]`)
+var modifiers = lazyregexp.New(`\$\{([A-Za-z_][A-Za-z0-9_]*)[#%/]`)
 
 // warnModifier warns, once a file, of a word with one of the modifiers, unless a quote or an escape takes its meaning away.
 func (l *lowering) warnModifier(pos parser.Range, word string, m shell.ProcessWordResult) {
 	if l.modifierSeen {
 		return
 	}
-	for _, found := range modifiers.FindAllStringSubmatch(word, -1) {
+	for _, found := range modifiers().FindAllStringSubmatch(word, -1) {
 		_, set := m.Matched[found[1]]
 		_, unset := m.Unmatched[found[1]]
 		if !set && !unset {

@@ -2,7 +2,6 @@ package dag
 
 import (
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/moby/buildkit/util/suggest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/lazyregexp"
 	"build/parser"
 )
 
@@ -157,12 +157,14 @@ func (l *lowering) lintLegacy(c instructions.Command, noDelim bool) {
 }
 
 var (
-	secretName = regexp.MustCompile(`(?i)(_|^)(apikey|auth|credentials?|key|password|pword|passwd|secret|token)(_|$)`)
-	publicName = regexp.MustCompile(`(?i)(_|^)(public|file|version)(_|$)`)
+	secretName = lazyregexp.New(`(?i)(_|^)(apikey|auth|credentials?|key|password|pword|passwd|secret|token)(_|$)`)
+	publicName = lazyregexp.New(`(?i)(_|^)(public|file|version)(_|$)`)
 )
 
 // SecretName reports whether a variable is called as if its value were a secret.
-func SecretName(key string) bool { return secretName.MatchString(key) && !publicName.MatchString(key) }
+func SecretName(key string) bool {
+	return secretName().MatchString(key) && !publicName().MatchString(key)
+}
 
 // lintSecret warns of names that look as if their value were a secret.
 func (l *lowering) lintSecret(instruction, key string, c instructions.Command) {

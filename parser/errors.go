@@ -2,12 +2,13 @@ package parser
 
 import (
 	"errors"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	bkparser "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"build/internal/lazyregexp"
 )
 
 // Error is something wrong with a Dockerfile, or with a build because of a line in it.
@@ -78,7 +79,7 @@ const didYouMean = "did you mean "
 // endAsModifier is what the lexer says about ${NAME without a brace: it takes the end for the modifier.
 const endAsModifier = "unsupported modifier (\uFFFD) in substitution"
 
-var suggestion = regexp.MustCompile(`^(?s)(.*) \((did you mean [^()]*\?)\)$`)
+var suggestion = lazyregexp.New(`^(?s)(.*) \((did you mean [^()]*\?)\)$`)
 
 func (s *source) wrap(r Range, err error) *Error {
 	var e *Error
@@ -86,7 +87,7 @@ func (s *source) wrap(r Range, err error) *Error {
 		return e // already placed, and nearer to the cause than we are
 	}
 	msg, hint := strings.ReplaceAll(err.Error(), endAsModifier, "syntax error: missing '}'"), ""
-	if m := suggestion.FindStringSubmatch(msg); m != nil {
+	if m := suggestion().FindStringSubmatch(msg); m != nil {
 		msg, hint = m[1], m[2]
 	}
 	if better, ok := s.suggest(r, err, msg); ok {
@@ -104,8 +105,8 @@ func (s *source) wrap(r Range, err error) *Error {
 }
 
 var (
-	flagWord   = regexp.MustCompile(`--[a-z][a-z-]*`)
-	quotedWord = regexp.MustCompile(`"(?:[^"\\]|\\.)+"|'[^']+'`)
+	flagWord   = lazyregexp.New(`--[a-z][a-z-]*`)
+	quotedWord = lazyregexp.New(`"(?:[^"\\]|\\.)+"|'[^']+'`)
 )
 
 // tokensOf lists the words of a message that probably stand in the source, most telling first.
@@ -119,7 +120,7 @@ func tokensOf(err error, msg string) []string {
 	if errors.As(err, &about) {
 		tokens = append(tokens, about.word)
 	}
-	for _, q := range quotedWord.FindAllString(msg, -1) {
+	for _, q := range quotedWord().FindAllString(msg, -1) {
 		if word, err := strconv.Unquote(q); err == nil && q[0] == '"' {
 			tokens = append(tokens, word)
 		} else {
@@ -127,7 +128,7 @@ func tokensOf(err error, msg string) []string {
 		}
 	}
 	if strings.Contains(msg, "flag") {
-		tokens = append(tokens, flagWord.FindAllString(msg, -1)...)
+		tokens = append(tokens, flagWord().FindAllString(msg, -1)...)
 	}
 	return tokens
 }

@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	bkparser "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"build/internal/lazyregexp"
 )
 
 // Build arguments that steer the parser instead of the build.
@@ -172,7 +173,7 @@ func (f *File) check(o Options) error {
 }
 
 // family matches the images of the standard frontend, also on a mirror; any version, labs channel and digest.
-var family = regexp.MustCompile(`^(.+/)?docker/dockerfile(-upstream)?(:[\w][\w.-]*)?(@[a-z0-9]+:[0-9a-f]+)?$`)
+var family = lazyregexp.New(`^(.+/)?docker/dockerfile(-upstream)?(:[\w][\w.-]*)?(@[a-z0-9]+:[0-9a-f]+)?$`)
 
 // builtin is the value of BUILDKIT_SYNTAX that names the built-in frontend.
 const builtin = "dockerfile.v0"
@@ -188,7 +189,7 @@ func (f *File) syntax(o Options) error {
 		r = f.source.rangeOf(locs)
 	}
 	f.Syntax = ref
-	if ref == "" || ref == builtin || family.MatchString(ref) {
+	if ref == "" || ref == builtin || family().MatchString(ref) {
 		return nil
 	}
 	err := fmt.Errorf("syntax %q is not supported: it is a program in an image, and only docker/dockerfile is built in", ref)

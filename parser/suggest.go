@@ -3,12 +3,13 @@ package parser
 import (
 	"errors"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"build/internal/lazyregexp"
 )
 
 // BuildKit suggests by walking maps, so that of two equally near words it names either, by chance. The lists here make the
@@ -33,7 +34,7 @@ var (
 	}
 )
 
-var mistyped = regexp.MustCompile(`^(unknown flag: --|unsupported mount type "|unsupported sharing value ")([^"]*)`)
+var mistyped = lazyregexp.New(`^(unknown flag: --|unsupported mount type "|unsupported sharing value ")([^"]*)`)
 
 // suggest gives the hint for a mistyped word; ok is false for messages it knows nothing about.
 func (s *source) suggest(r Range, err error, msg string) (hint string, ok bool) {
@@ -46,7 +47,7 @@ func (s *source) suggest(r Range, err error, msg string) (hint string, ok bool) 
 			match = strings.ToUpper(match)
 		}
 	} else {
-		m := mistyped.FindStringSubmatch(msg)
+		m := mistyped().FindStringSubmatch(msg)
 		if m == nil {
 			return "", false
 		}

@@ -1,20 +1,20 @@
 package main
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
 
 	"build/internal/build"
+	"build/internal/lazyregexp"
 )
 
 // annotationLevel is LEVEL[PLATFORM], for which buildx has no other notation than BuildKit's exporters.
-var annotationLevel = regexp.MustCompile(`^([a-z-]+)(?:\[([A-Za-z0-9_/.+-]+)\])?$`)
+var annotationLevel = lazyregexp.New(`^([a-z-]+)(?:\[([A-Za-z0-9_/.+-]+)\])?$`)
 
 // annotationKey is how an annotation is spelled as an attribute of -o: annotation[-LEVEL][[PLATFORM]].KEY.
-var annotationKey = regexp.MustCompile(`^annotation(?:-([a-z-]+))?(\[[A-Za-z0-9_/.+-]+\])?\.(\S+)$`)
+var annotationKey = lazyregexp.New(`^annotation(?:-([a-z-]+))?(\[[A-Za-z0-9_/.+-]+\])?\.(\S+)$`)
 
 // fillAnnotations reads every --annotation: [LEVEL[PLATFORM][,LEVEL…]:]KEY=VALUE.
 func (f *buildFlags) fillAnnotations(_ *app, o *build.Options) error {
@@ -41,7 +41,7 @@ func (f *buildFlags) fillAnnotations(_ *app, o *build.Options) error {
 // parseAnnotation gives LEVEL[PLATFORM] its meaning.
 func parseAnnotation(level, key, value string) (build.Annotation, error) {
 	a := build.Annotation{Key: key, Value: value}
-	m := annotationLevel.FindStringSubmatch(level)
+	m := annotationLevel().FindStringSubmatch(level)
 	if m == nil {
 		return a, usagef("%q is no level: %s", level, levelNames())
 	}
@@ -86,7 +86,7 @@ func (o *output) setAnnotation(key, value string) (bool, error) {
 	if !strings.HasPrefix(key, "annotation") {
 		return false, nil
 	}
-	m := annotationKey.FindStringSubmatch(key)
+	m := annotationKey().FindStringSubmatch(key)
 	if m == nil {
 		return false, nil
 	}

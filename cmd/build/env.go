@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"build/internal/build"
+	"build/internal/lazyregexp"
 )
 
 // This file is where environment variables are read.
@@ -43,10 +43,10 @@ func (a *app) storeOptions(g *globalFlags) (build.StoreOptions, error) {
 	}, nil
 }
 
-var hostForm = regexp.MustCompile(`^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$`)
+var hostForm = lazyregexp.New(`^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$`)
 
 // isHost reports whether s names a host, with or without a port: no URL, no network, no image.
-func isHost(s string) bool { return hostForm.MatchString(s) }
+func isHost(s string) bool { return hostForm().MatchString(s) }
 
 // mirrors reads --registry-mirror, or the environment where there is none.
 func (a *app) mirrors(given []string) ([]build.Mirror, error) {

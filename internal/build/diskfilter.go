@@ -6,8 +6,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
+
+	"build/internal/lazyregexp"
 )
 
 // Filters select lines of `build du` and what `build prune` may remove. All of them have to fit.
@@ -50,9 +51,7 @@ func ParseFilters(given []string) (Filters, error) {
 	return out, nil
 }
 
-var filterForm = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^([a-z]+)(?:(!=|~=|==|=)(.*))?$`)
-})
+var filterForm = lazyregexp.New(`^([a-z]+)(?:(!=|~=|==|=)(.*))?$`)
 
 func parseFilter(s string) (Filter, error) {
 	m := filterForm().FindStringSubmatch(s)

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"build/internal/buildctx"
 	"build/internal/explain"
 	"build/internal/git"
+	"build/internal/lazyregexp"
 	"build/internal/store"
 )
 
@@ -119,7 +119,7 @@ func (e *evaluator) findPlaces() {
 }
 
 // passwords finds those in the URLs of a text.
-var passwords = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(://[^/\s:@"']*):[^/\s@"']*@`) })
+var passwords = lazyregexp.New(`(://[^/\s:@"']*):[^/\s@"']*@`)
 
 // withoutPasswords is the text of an instruction as it may be kept.
 func withoutPasswords(text string) string {

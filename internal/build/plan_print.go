@@ -4,15 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/docker/go-units"
 
 	"build/internal/explain"
+	"build/internal/lazyregexp"
 	"build/parser"
 )
 
@@ -166,7 +165,7 @@ func chooseFrom[S interface{ id() StepID }](steps []S, choice string) ([]S, erro
 }
 
 // stageStep finds a step's number in its stage.
-var stageStep = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\[(?:\S+ )*? *([0-9]+)/[0-9]+\] `) })
+var stageStep = lazyregexp.New(`^\[(?:\S+ )*? *([0-9]+)/[0-9]+\] `)
 
 // chosenBy reports whether a step is meant: "3" is the third, ":12" the one on line 12, "build/2" the one shown as [build 2/…],
 // anything else a part of the text.

@@ -2,13 +2,12 @@ package explain
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"build/cache"
+	"build/internal/lazyregexp"
 )
 
 // Note begins the name of a field of a key's text that is not part of the key: it is there to explain with, and where it
@@ -80,9 +79,7 @@ func (c *comparison) platform(fields map[string]string) string {
 }
 
 // The patterns are compiled when a build first explains something: most builds never do, and a build of milliseconds feels it.
-var numbered = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(arg|source|exclude|inline|remote|mount|ulimit|input|layer)([0-9]+)(:.*)?$`)
-})
+var numbered = lazyregexp.New(`^(arg|source|exclude|inline|remote|mount|ulimit|input|layer)([0-9]+)(:.*)?$`)
 
 // field says what the change of one field means.
 func (c *comparison) field(d cache.Change) {
@@ -160,9 +157,7 @@ func (c *comparison) numbered(what string, i int, rest string, d cache.Change) {
 	}
 }
 
-var variableName = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
-})
+var variableName = lazyregexp.New(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
 
 // instruction says that the Dockerfile says something else, or that a variable in what it says means something else.
 func (c *comparison) instruction() {

@@ -409,7 +409,7 @@ func (w *checkout) modules(src *source) error {
 // relative makes the URL of a submodule absolute: ./ and ../ are relative to the repository.
 func (r *Remote) relative(raw string) (string, error) {
 	if !strings.HasPrefix(raw, "./") && !strings.HasPrefix(raw, "../") {
-		if !strings.Contains(raw, "://") && scpForm.FindString(raw) == "" {
+		if !strings.Contains(raw, "://") && scpForm().FindString(raw) == "" {
 			return "", fmt.Errorf("%q is not a URL of a remote repository: refused", raw)
 		}
 		return raw, nil

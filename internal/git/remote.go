@@ -8,9 +8,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+
+	"build/internal/lazyregexp"
 )
 
 // Remote is one repository.
@@ -31,7 +32,7 @@ type transport interface {
 	fetch(ctx context.Context, a *advert, o *objects, ids []string, shallow bool) error
 }
 
-var scpForm = regexp.MustCompile(`^([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):(.*)$`)
+var scpForm = lazyregexp.New(`^([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):(.*)$`)
 
 // Open prepares for speaking to the repository at a URL; nothing is sent yet. Only http, https, ssh (also as user@host:path)
 // and git are spoken: repositories on the local file system are refused.
@@ -40,7 +41,7 @@ func Open(raw string, cfg Config) (*Remote, error) {
 		cfg.UserAgent = "git/2.0 (build)"
 	}
 	r := &Remote{name: Redact(raw), cfg: cfg}
-	if m := scpForm.FindStringSubmatch(raw); m != nil && !strings.Contains(raw, "://") {
+	if m := scpForm().FindStringSubmatch(raw); m != nil && !strings.Contains(raw, "://") {
 		r.url = &url.URL{Scheme: "ssh", User: url.User(m[1]), Host: m[2], Path: m[3]}
 	} else {
 		u, err := url.Parse(raw)
