@@ -141,8 +141,8 @@ type globalFlags struct {
 func (g *globalFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&g.root, "root", g.root, "the store's `DIR` (default $BUILD_ROOT, else $XDG_DATA_HOME/build, for root /var/lib/build)")
 	fs.StringVar(&g.storeLimit, "store-limit", g.storeLimit, "`SIZE` below which builds keep the store, a share of the disk such as 15%, or off (default $BUILD_STORE_LIMIT, else 10%, but at least 10GB)")
-	fs.StringArrayVar(&g.insecure, "insecure", g.insecure, "registry `HOST` that may be reached by plain HTTP or with a certificate nobody vouches for")
-	fs.StringArrayVar(&g.mirrors, "registry-mirror", g.mirrors, "`HOST=PREFIX`: look for images of HOST below PREFIX first, e.g. docker.io=mirror.example/hub (repeatable; default $BUILD_REGISTRY_MIRRORS, comma-separated)")
+	textsVar(fs, &g.insecure, "insecure", "", "registry `HOST` that may be reached by plain HTTP or with a certificate nobody vouches for")
+	textsVar(fs, &g.mirrors, "registry-mirror", "", "`HOST=PREFIX`: look for images of HOST below PREFIX first, e.g. docker.io=mirror.example/hub (repeatable; default $BUILD_REGISTRY_MIRRORS, comma-separated)")
 	fs.BoolVar(&g.offline, "offline", g.offline, "open no network connection; what is not in the store is an error")
 }
 

@@ -52,6 +52,6 @@ func (a *app) doctorCommand(g *globalFlags) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT`: table or json")
 	cmd.Flags().StringVar(&isolation, "isolation", "", "`MEANS` to try, as with build --isolation (default $BUILD_ISOLATION)")
-	cmd.Flags().StringArrayVar(&emulators, "emulator", nil, "`[ARCH=]PATH` to look at, as with build --emulator (repeatable; default $BUILD_EMULATOR)")
+	textsVar(cmd.Flags(), &emulators, "emulator", "", "`[ARCH=]PATH` to look at, as with build --emulator (repeatable; default $BUILD_EMULATOR)")
 	return cmd
 }

@@ -36,7 +36,7 @@ func (r *resourceFlags) define(fs *pflag.FlagSet) {
 	fs.StringVar(&r.cpusetMems, "cpuset-mems", "", "the memory `NODES` that RUN steps use, such as 0,1")
 	fs.Int64Var(&r.pids, "pids-limit", 0, "`NUMBER` of processes and threads that each RUN step may have; -1 for any")
 	fs.StringVar(&r.parent, "cgroup-parent", "", "the control `GROUP` below which RUN steps run: a path, or NAME.slice")
-	fs.StringArrayVar(&r.pairs, "resource", nil, "limits of each RUN step in one flag, `NAME=VALUE,…`: memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems (repeatable)")
+	textsVar(fs, &r.pairs, "resource", "", "limits of each RUN step in one flag, `NAME=VALUE,…`: memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems (repeatable)")
 }
 
 // spread turns --resource into the flags that its pairs stand for.

@@ -221,7 +221,7 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	}
 	e.show(step)
 
-	done, err := e.places.Take(ctx, func() time.Duration { return e.urgency(step.ID) })
+	done, err := e.places().Take(ctx, func() time.Duration { return e.urgency(step.ID) })
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +377,7 @@ func (e *evaluator) compressLater(step *dag.Step, d digest.Digest) {
 	c := e.view.compression
 	c.DropPlain = c.DropPlain && !e.readAgain[step.ID]
 	e.bg.Go(func() error { // which waits here, so that no step has to
-		leave, err := e.cpu.Take(e.bgCtx, func() time.Duration { return 0 })
+		leave, err := e.cpu().Take(e.bgCtx, func() time.Duration { return 0 })
 		if err != nil {
 			return err
 		}

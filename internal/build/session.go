@@ -30,8 +30,8 @@ type session struct {
 	opts  *Options
 	began time.Time
 
-	places *turns.Queue // of steps: a step that is carried out has one
-	cpu    *turns.Queue // of our own work beside the steps. Whoever has a place waits for nothing but the processor and the disk
+	places func() *turns.Queue // of steps: a step that is carried out has one
+	cpu    func() *turns.Queue // of our own work beside the steps. Whoever has a place waits for nothing but the processor and the disk
 
 	store  *store.Store
 	cache  *cache.Cache
@@ -119,11 +119,14 @@ func openSession(ctx context.Context, o *Options, dry bool) (*session, context.C
 	}
 	inflate := snapshot.Inflate{Program: o.Inflate, Warn: func(text string) { s.warn("%s", text) }}
 	s.layers = snapshot.New(st, snapshot.Options{Lease: lease, Inflate: inflate})
-	jobs := o.Jobs
-	if jobs <= 0 {
-		jobs = defaultJobs()
-	}
-	s.places, s.cpu = turns.New(jobs), turns.New(processors())
+	// What control groups allow is looked up when there is work: a build whose steps are all cached has none.
+	s.places = sync.OnceValue(func() *turns.Queue {
+		if o.Jobs > 0 {
+			return turns.New(o.Jobs)
+		}
+		return turns.New(defaultJobs())
+	})
+	s.cpu = sync.OnceValue(func() *turns.Queue { return turns.New(processors()) })
 	s.proxy = proxyOf(s.buildArgs())
 	s.client, s.transport.s = newClient(o.Store, s.proxy), s
 	s.fetches = newFetches(s)
