@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -121,4 +122,27 @@ func TestSandboxAhead(t *testing.T) {
 	if n := strings.Count(string(out), "--- PASS"); n < 20 {
 		t.Errorf("only %d tests ran:\n%s", n, out)
 	}
+}
+
+// Whoever starts such a process by hand must not get the machine's /proc hidden: it mounts before it is told anything.
+func TestAheadStartedByHand(t *testing.T) {
+	before := mountTable(t)
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"build-step-ahead"}, SysProcAttr: &syscall.SysProcAttr{}}
+	if os.Geteuid() == 0 { // were it to mount nevertheless, the machine would not notice
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "only a build can start") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if after := mountTable(t); after != before {
+		t.Errorf("mounts were\n%s\nand are\n%s", before, after)
+	}
+}
+
+func mountTable(t *testing.T) string {
+	t.Helper()
+	table, err := os.ReadFile("/proc/self/mounts")
+	must(t, err)
+	return string(table)
 }

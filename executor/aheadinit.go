@@ -2,6 +2,7 @@ package executor
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strconv"
 
@@ -26,6 +27,11 @@ var aheadParts = []string{"proc", "dev", "sys"}
 func aheadInit() { giveUp(runAhead()) }
 
 func runAhead() error {
+	// It mounts before it is told anything: in namespaces that are not its own these would be the machine's /proc and /dev.
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, argAhead+": this is the first process of a step, which only a build can start")
+		os.Exit(1)
+	}
 	if err := unix.CloseRange(initSocket, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return setupError("protect inherited files", err)
 	}
