@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -10,9 +11,12 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"slices"
+	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 // OCIDir writes imgs into the OCI layout at dir, which is made if there is none. Images already there stay; one of the
@@ -30,21 +34,37 @@ func OCIDir(ctx context.Context, dir string, imgs []Image) error {
 		return err
 	}
 	defer root.Close()
-	buf := make([]byte, 256<<10)
-	for i := range parts {
-		p := &parts[i]
-		if p.name == ocispec.ImageIndexFile {
-			if p.data, err = mergeIndex(root, p.data); err != nil {
-				return err
-			}
-		} else if intact(ctx, root, p, buf) {
-			continue
-		}
-		if err := writeFile(ctx, root, p, buf); err != nil {
-			return fmt.Errorf("writing %s: %w", path.Join(dir, p.name), err)
-		}
+	last := len(parts) - 1
+	if err := writeParts(ctx, root, parts[:last]); err != nil {
+		return err
 	}
-	return nil
+	index := &parts[last]
+	if index.data, err = mergeIndex(root, index.data); err != nil {
+		return err
+	}
+	return writeFile(ctx, root, index, nil)
+}
+
+// writeParts puts the parts in place that are not there, as many at a time as there are processors: on a file system in memory a
+// copy keeps one of them busy, and on any other what is hashed does. The largest come first, so that none is left for the end.
+func writeParts(ctx context.Context, root *os.Root, parts []part) error {
+	parts = slices.SortedStableFunc(slices.Values(parts), func(a, b part) int { return cmp.Compare(b.size(), a.size()) })
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), len(parts)) {
+		g.Go(func() error {
+			buf := make([]byte, 256<<10)
+			for i := next.Add(1) - 1; i < int64(len(parts)); i = next.Add(1) - 1 {
+				if p := &parts[i]; !intact(ctx, root, p, buf) {
+					if err := writeFile(ctx, root, p, buf); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // intact reports whether a part is there already, whole.
@@ -59,6 +79,11 @@ func intact(ctx context.Context, root *os.Root, p *part, buf []byte) bool {
 
 // writeFile puts a part in place by rename.
 func writeFile(ctx context.Context, root *os.Root, p *part, buf []byte) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("writing %s: %w", path.Join(root.Name(), p.name), err)
+		}
+	}()
 	dir := path.Dir(p.name)
 	if err := root.MkdirAll(dir, 0o755); err != nil {
 		return err
