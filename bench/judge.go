@@ -21,7 +21,7 @@ func (r *report) judge(t target) (verdict, error) {
 	switch t.Against {
 	case againstSize:
 		return r.judgeMemory(t)
-	case againstTime, againstFloor, againstPath:
+	case againstTime, againstFloor, againstPath, againstWaits:
 		return r.judgeLimit(t)
 	}
 	ours, theirs := r.cell(t.Row, oursName), r.cell(t.Row, t.Against)
@@ -79,15 +79,19 @@ func (r *report) judgeLimit(t target) (verdict, error) {
 		}
 		v.value /= f.wall()
 		v.text = fmt.Sprintf("%s / %s; CPU %s / %s", seconds(ours.wall()), seconds(f.wall()), seconds(ours.cpu()), seconds(f.cpu()))
-	case againstPath:
+	case againstPath, againstWaits:
 		path := r.cell(t.Row, aloneName)
 		if !path.ok() {
 			return verdict{}, errNotMeasured
 		}
 		perCore := ours.cpu() / float64(r.Cores)
-		least := max(path.wall(), perCore)
+		least, of := max(path.wall(), perCore), fmt.Sprintf("longest chain %s", seconds(path.wall()))
+		if t.Against == againstWaits {
+			waits := path.wall() - path.cpu()
+			least, of = waits+perCore, fmt.Sprintf("waits %s", seconds(waits))
+		}
 		v.value = (ours.wall() - pathSlack) / least
-		v.text = fmt.Sprintf("(%s − %g s) / %s; longest chain %s, CPU / cores %s", seconds(ours.wall()), pathSlack, seconds(least), seconds(path.wall()), seconds(perCore))
+		v.text = fmt.Sprintf("(%s − %g s) / %s; %s, CPU / cores %s", seconds(ours.wall()), pathSlack, seconds(least), of, seconds(perCore))
 	}
 	v.reached = v.value <= t.Reach
 	return v, nil

@@ -37,7 +37,7 @@ type config struct {
 	slow   float64 // seconds
 	slowN  int
 	level  int
-	keep   int64 // bytes of memory that stay free
+	keep   int64 // bytes of memory that stay free, and are written to before each row
 	small  bool
 	growth bool
 }
@@ -66,9 +66,9 @@ func parseFlags() (*config, error) {
 	flag.StringVar(&c.docs, "docs", "docs", "directory for growth.md and growth/")
 	flag.IntVar(&c.n, "n", 5, "measured runs of each cell")
 	flag.Float64Var(&c.slow, "slow", 30, "a peer whose first run takes longer, in seconds, is only run -slow-n times")
-	flag.IntVar(&c.slowN, "slow-n", 2, "measured runs of slow peers")
+	flag.IntVar(&c.slowN, "slow-n", 5, "measured runs of slow peers")
 	flag.IntVar(&c.level, "level", 6, "gzip level of exports; buildah knows no other than 6")
-	flag.Int64Var(&c.keep, "keep", 6<<10, "MiB of memory to keep free: with less, what finished runs left is deleted between runs")
+	flag.Int64Var(&c.keep, "keep", 8<<10, "MiB of memory to keep free: with less, what finished runs left is deleted between runs. So much is written to before each row")
 	flag.BoolVar(&c.resume, "resume", false, "measure only what the results file does not have yet")
 	flag.BoolVar(&c.small, "small", false, "tiny workloads: only to see that everything works")
 	flag.BoolVar(&c.growth, "growth", false, "measure how cost grows instead, and write plots")
@@ -129,6 +129,7 @@ func run() error {
 		return err
 	} else if !ok {
 		r.note(c.dir + " is no tmpfs: deletions make later creations slow, and figures depend on the disk")
+		c.keep = 0 // of memory
 	}
 	dir, err := os.MkdirTemp(c.dir, "build-bench-")
 	if err != nil {
@@ -142,7 +143,7 @@ func run() error {
 func (c *config) measure(ctx context.Context, dir string, r *report) error {
 	size := full
 	if c.small {
-		size = tiny
+		size, c.keep = tiny, 0
 	}
 	reg, err := startRegistry(ctx, filepath.Join(dir, "registry"), c.bases, size.layers)
 	if err != nil {

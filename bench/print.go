@@ -76,6 +76,8 @@ func (t target) against() string {
 		return "decompression + file creation, wall"
 	case againstPath:
 		return "critical path or CPU / cores, wall"
+	case againstWaits:
+		return "waits, then CPU / cores, wall"
 	case againstSize:
 		return "peak memory"
 	case buildkitName:
@@ -100,7 +102,7 @@ func (t target) reach() string {
 		return "at most " + t.unit(t.Reach)
 	case againstFloor:
 		return "at most " + t.unit(t.Reach)
-	case againstPath:
+	case againstPath, againstWaits:
 		return fmt.Sprintf("at most %s + %g s", t.unit(t.Reach), pathSlack)
 	}
 	return t.unit(t.Reach) + " less"

@@ -32,6 +32,7 @@ func TestJudge(t *testing.T) {
 		{"time", target{Row: "a", Against: againstTime, Metric: "wall", Reach: 1}, 2, false},
 		{"floor", target{Row: "a", Against: againstFloor, Metric: "wall", Reach: 2}, 2, true},
 		{"path", target{Row: "a", Against: againstPath, Metric: "wall", Reach: 1.2}, 1.2, true},
+		{"waits", target{Row: "a", Against: againstWaits, Metric: "wall", Reach: 1.2}, 1.8 / 2.7, true},
 		{"memory", target{Row: rowAny, Against: againstSize, Metric: "mib", Reach: 256}, 300, false},
 	} {
 		v, err := r.judge(tc.target)

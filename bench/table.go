@@ -143,6 +143,9 @@ func (t *tableRun) row(ctx context.Context, r row, w workload) error {
 	if err := t.warmUp(ctx, r, dir, in); err != nil {
 		return err
 	}
+	if err := t.states.touch(); err != nil {
+		return err
+	}
 	for turn := 0; ; turn++ {
 		if turn > 0 && !slices.ContainsFunc(in, (*contender).wants) {
 			break
