@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,13 +175,48 @@ func copyLayer(t testing.TB, l *Layers, base *tree.Chain, src Source, spec *Copy
 	if err != nil {
 		t.Fatal(err)
 	}
+	list, checked, checkErr := checkCopy(t, l, base, sel)
 	if err := sel.Write(ctx, base, w); err != nil {
 		w.Abort()
+		if checked && fmt.Sprint(checkErr) != fmt.Sprint(err) {
+			t.Errorf("checking the copy says %v, writing it %v", checkErr, err)
+		}
 		return "", err
 	}
 	layer, err := w.Commit()
+	if err == nil && checked {
+		if written := dump(t, l, layer.DiffID); checkErr != nil || list != written {
+			t.Errorf("checking the copy lists, with %v,\n%s\nand writing it\n%s", checkErr, list, written)
+		}
+	}
 	return layer.DiffID, err
 }
+
+// checkCopy lists what a copy would write; checked is false where only writing it can tell. The list that is kept says the same.
+func checkCopy(t testing.TB, l *Layers, base *tree.Chain, sel *Selection) (list string, checked bool, err error) {
+	t.Helper()
+	name := digest.FromString(fmt.Sprint("check ", checks.Add(1)))
+	entries, checked, err := l.CheckCopy(t.Context(), sel, base, name)
+	if err != nil || !checked {
+		if _, ok := l.KnownIndex(name); ok {
+			t.Error("a copy that was not checked, or is wrong, left a list")
+		}
+		return "", checked || err != nil, err
+	}
+	var b strings.Builder
+	for e := range entries {
+		if err := normalise(&e); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(&b, line(&e))
+	}
+	if kept := dump(t, l, name); kept != b.String() {
+		t.Errorf("the list that is kept is\n%s\nnot\n%s", kept, b.String())
+	}
+	return b.String(), true, nil
+}
+
+var checks atomic.Int64
 
 // show lists a layer, one line an entry: path, type, mode, owner if not root, time if not the source's, content.
 func show(t testing.TB, l *Layers, id digest.Digest) string {

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 
 	"build/internal/tree"
@@ -91,7 +92,8 @@ func (s *Selection) unpacks(it *item) bool {
 
 // Preview lists the entries of the layer that Write would make, in path order, without reading a file: contents have the
 // digests that Digest found. owner, unless nil, is what owns them. ok is false when archives may be unpacked, of which nothing is known without reading them.
-func (s *Selection) Preview(base *tree.Chain, owner *Owner) (list []tree.Entry, ok bool, err error) {
+// The entries are made while they are asked for, by one at a time.
+func (s *Selection) Preview(base *tree.Chain, owner *Owner) (entries iter.Seq2[tree.Entry, error], ok bool, err error) {
 	spec := *s.spec
 	spec.Owner = owner
 	p, err := newPlan(base, &spec)
@@ -107,24 +109,29 @@ func (s *Selection) Preview(base *tree.Chain, owner *Owner) (list []tree.Entry, 
 			return nil, false, err
 		}
 	}
-	return p.list(nil, p.root), true, nil
+	return func(yield func(tree.Entry, error) bool) {
+		p.walk(p.root, func(e tree.Entry) bool { return yield(e, nil) })
+	}, true, nil
 }
 
-// list appends what is planned below n, as write writes it.
-func (p *plan) list(out []tree.Entry, n *planned) []tree.Entry {
+// walk gives what is planned below n, as write writes it, until yield has enough.
+func (p *plan) walk(n *planned, yield func(tree.Entry) bool) bool {
 	for _, name := range n.needed() {
 		kid := n.dir.kids[name]
 		e := p.final(kid, tree.Join(n.entry.Path, name))
 		if kid.links != nil && e.Type == tree.File {
 			if kid.links.first == "" {
 				kid.links.first = e.Path
-			} else {
+			}
+			if kid.links.first != e.Path {
 				e.Hardlink = kid.links.first
 			}
 		}
-		out = p.list(append(out, e), kid)
+		if !yield(e) || !p.walk(kid, yield) {
+			return false
+		}
 	}
-	return out
+	return true
 }
 
 // Write writes the layer that copying the selection onto base makes: everything that changes and all directories above

@@ -94,20 +94,24 @@ func (w *Writer) Add(e *tree.Entry, content io.Reader) error {
 		return w.err
 	}
 	if err := w.add(e, content); err != nil {
-		if errors.Is(err, tree.ErrPath) {
-			err = &UnfitError{err}
-		}
-		w.err = fmt.Errorf("write layer: /%s: %w", e.Path, err)
-		var changed *ChangedError
-		if errors.As(err, &changed) {
-			w.err = err
-		}
+		w.err = unwritable(e.Path, err)
 	}
 	return w.err
 }
 
+// unwritable says which entry could not be written.
+func unwritable(path string, err error) error {
+	if changed := (*ChangedError)(nil); errors.As(err, &changed) {
+		return err
+	}
+	if errors.Is(err, tree.ErrPath) {
+		err = &UnfitError{err}
+	}
+	return fmt.Errorf("write layer: /%s: %w", path, err)
+}
+
 func (w *Writer) add(e *tree.Entry, content io.Reader) error {
-	if err := w.normalise(e); err != nil {
+	if err := normalise(e); err != nil {
 		return err
 	}
 	if w.inspect != nil {
@@ -135,7 +139,7 @@ func (w *Writer) add(e *tree.Entry, content io.Reader) error {
 }
 
 // normalise brings an entry into the form that reading the tar gives.
-func (w *Writer) normalise(e *tree.Entry) error {
+func normalise(e *tree.Entry) error {
 	if _, base := splitPath(e.Path); strings.HasPrefix(base, whiteoutPrefix) {
 		return &UnfitError{fmt.Errorf("layers cannot hold names that begin with %s: they mark deletions", whiteoutPrefix)}
 	}

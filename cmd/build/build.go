@@ -87,11 +87,8 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if err != nil {
 		return err
 	}
-	if call == nil && !printID && asksForNothing(&o) {
-		o.Outputs = []build.Output{{Type: build.OutputNone}}
-		if mode != progress.Quiet {
-			a.note("no output (-o) and no name (-t) was asked for: the result stays in the cache, and there is no image")
-		}
+	if call == nil && asksForNothing(&o, printID) && mode != progress.Quiet {
+		a.note("no output (-o) and no name (-t) was asked for: there is no image, only what is cached of it")
 	}
 	display, err := progress.New(mode, a.stderr, a.displayOptions(o.Mask))
 	if err != nil {
@@ -118,10 +115,14 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	return a.printResult(&o, res, mode == progress.Quiet, printID)
 }
 
-// asksForNothing reports whether no image, name or digest was asked for. The steps are carried out then, and that is all: to
-// compress layers that nobody will see is most of the work of many a build.
-func asksForNothing(o *build.Options) bool {
-	return len(o.Outputs) == 0 && len(o.Tags) == 0 && !o.Push && o.IIDFile == "" && o.MetadataFile == ""
+// asksForNothing reports whether no image, name or digest was asked for, and settles that there is to be none. The steps are carried
+// out then, and that is all: to write and compress layers that nobody will see is most of the work of many a build.
+func asksForNothing(o *build.Options, printID bool) bool {
+	if printID || len(o.Outputs) > 0 || len(o.Tags) > 0 || o.Push || o.IIDFile != "" || o.MetadataFile != "" {
+		return false
+	}
+	o.Outputs = []build.Output{{Type: build.OutputNone}}
+	return true
 }
 
 // recordFailure leaves the exit code of a step that failed in the metadata file, for scripts, and returns err.

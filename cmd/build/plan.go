@@ -148,10 +148,11 @@ func (a *app) ask(ctx context.Context, g *globalFlags, f *buildFlags, dir, forma
 	if err != nil {
 		return nil, err
 	}
-	mode, _, err := f.progressMode(a)
+	mode, printID, err := f.progressMode(a)
 	if err != nil {
 		return nil, err
 	}
+	asksForNothing(&o, printID)
 	asked := f.progress != ""
 	if !asked && mode != progress.Quiet {
 		mode = progress.Plain

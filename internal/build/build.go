@@ -195,6 +195,7 @@ func (s *session) products(ctx context.Context) (*parser.File, []*product, error
 	}
 	s.epoch = products[0].graph.Epoch
 	s.planOutputs()
+	s.wantNothing = s.wantsNothing(products)
 	return file, products, nil
 }
 

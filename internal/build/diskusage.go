@@ -244,6 +244,11 @@ func (v *surveyor) records() {
 			v.said[line], v.out[line].Description = e.Used, step.name
 		}
 		v.put(line, e.Ref)
+		for _, r := range e.Refs {
+			if r.Kind == store.KindIndex { // of a copy that wrote no layer
+				v.put(line, r)
+			}
+		}
 	})
 }
 

@@ -103,7 +103,7 @@ func layersReadAgain(g *dag.Graph) map[dag.ID]bool {
 
 // writesAhead reports whether a step's layer is to be written before its key is known.
 func (e *evaluator) writesAhead(step *dag.Step, op dag.Copy, s *selection) bool {
-	if !e.evaluates || !e.readsContext(step) || hasRemote(op) || !s.files.Unread() {
+	if !e.evaluates || !e.readsContext(step) || hasRemote(op) || !s.files.Unread() || e.unread(step) {
 		return false
 	}
 	if step.NoCache {

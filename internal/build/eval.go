@@ -25,6 +25,8 @@ type outcome struct {
 	made  time.Time   // when the step was carried out
 	hit   bool        // nothing had to be done for it
 	ran   bool        // a command or a copy was carried out by this process
+
+	unwritten bool // the step's own layer is not in chain, because nothing reads it: see unwritten.go
 }
 
 // evaluator turns steps into layers on demand: it starts at the wanted step, and what a record answers is never looked
@@ -207,10 +209,12 @@ func (e *evaluator) make(ctx context.Context, step *dag.Step, def, content *step
 	defer unlock()
 	if o := e.lookup(step, content.key); o != nil {
 		o = onBase(step, in, o)
-		if err := e.leakedBefore(ctx, step, o.chain[len(o.chain)-1], true); err != nil {
-			return nil, err
+		if !o.unwritten {
+			if err := e.leakedBefore(ctx, step, o.chain[len(o.chain)-1], true); err != nil {
+				return nil, err
+			}
 		}
-		_ = e.cache.Alias(def.key, o.record(step), aliasText(def, content)) // failing to is no error: the content key still answers
+		_ = e.cache.Alias(o.under(def.key), o.record(step), aliasText(def, content)) // failing to is no error: the content key still answers
 		e.note(step, explain.Cached, content.key, nil)
 		e.emitCached(step)
 		return o, nil
@@ -251,6 +255,7 @@ func onBase(step *dag.Step, in []*outcome, o *outcome) *outcome {
 	}
 	return &outcome{
 		chain: slices.Concat(in[0].chain, o.chain), times: slices.Concat(in[0].times, o.times), base: in[0].base, made: o.made, hit: o.hit,
+		unwritten: o.unwritten,
 	}
 }
 
@@ -262,16 +267,20 @@ func linked(step *dag.Step) bool {
 
 // record is what the cache keeps of an outcome.
 func (o *outcome) record(step *dag.Step) *cache.Record {
-	return &cache.Record{Layers: o.chain, Times: o.times, Base: o.base, Own: 1, Created: o.made, Step: step.Name}
+	rec := &cache.Record{Layers: o.chain, Times: o.times, Base: o.base, Own: 1, Created: o.made, Step: step.Name}
+	if o.unwritten {
+		rec.Own = 0
+	}
+	return rec
 }
 
-// perform does the work of a step that no record answers and returns the layer it made.
-func (e *evaluator) perform(ctx context.Context, step *dag.Step, in []*outcome) (digest.Digest, error) {
+// perform does the work of a step that no record answers and returns the layer it made, "" if nobody will read it.
+func (e *evaluator) perform(ctx context.Context, step *dag.Step, content *stepKey, in []*outcome) (digest.Digest, error) {
 	switch op := step.Op.(type) {
 	case dag.Run:
 		return e.run(ctx, step, op, in)
 	case dag.Copy:
-		return e.copy(ctx, step, op, in)
+		return e.copy(ctx, step, op, content, in)
 	case dag.Mkdir:
 		return e.mkdir(ctx, step, op, in)
 	}
@@ -320,8 +329,8 @@ func staleSteps(g *dag.Graph) map[dag.ID]bool {
 	return stale
 }
 
-// lookup asks the cache, and believes it only when every layer of the record can still be had in some form.
-func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
+// lookupRecord believes a record only when every layer of it can still be had in some form.
+func (e *evaluator) lookupRecord(step *dag.Step, k cache.Key) *outcome {
 	rec, err := e.cache.Get(k)
 	if err != nil {
 		return nil
@@ -337,15 +346,19 @@ func (e *evaluator) lookup(step *dag.Step, k cache.Key) *outcome {
 	return &outcome{chain: rec.Layers, times: rec.Times, base: rec.Base, made: rec.Created, hit: true}
 }
 
-// publish writes the record of a step that was just carried out, under its content key and then its definition key.
+// publish writes the record of a step that was just carried out, under its content key and then its definition key. made is its
+// layer, "" if none was written.
 func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome, made digest.Digest, began time.Time) (*outcome, error) {
 	now := time.Now()
-	own := &outcome{chain: []digest.Digest{made}, times: []time.Time{now.UTC().Truncate(time.Second)}, made: now, ran: true}
+	own := &outcome{made: now, ran: true, unwritten: made == ""}
+	if made != "" {
+		own.chain, own.times = []digest.Digest{made}, []time.Time{now.UTC().Truncate(time.Second)}
+	}
 	o := own
 	if len(in) > 0 && in[0] != nil {
 		o = &outcome{
 			chain: slices.Concat(in[0].chain, own.chain), times: slices.Concat(in[0].times, own.times), base: in[0].base,
-			made: now, ran: true,
+			made: now, ran: true, unwritten: own.unwritten,
 		}
 	}
 	rec := o.record(step)
@@ -355,17 +368,20 @@ func (e *evaluator) publish(step *dag.Step, def, content *stepKey, in []*outcome
 		byContent = *own.record(step)
 	}
 	byContent.Text = content.hash.Text()
-	if err := e.cache.Put(content.key, &byContent); err != nil {
+	if err := e.cache.Put(o.under(content.key), &byContent); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
-	if err := e.cache.Alias(def.key, rec, aliasText(def, content)); err != nil {
+	if err := e.cache.Alias(o.under(def.key), rec, aliasText(def, content)); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
+	if e.count(step, false); o.unwritten { // what is remembered are runs whose layer others can be compared with
+		return o, nil
+	}
+	e.forgetChecked(content.key, def.key)
 	if err := e.cache.Remember(identity(e.place(step)), content.key); err != nil {
 		return nil, fmt.Errorf("record %s: %w", step.Name, err)
 	}
 	e.compressLater(step, made)
-	e.count(step, false)
 	return o, nil
 }
 

@@ -52,6 +52,7 @@ type session struct {
 	epoch        *time.Time // SOURCE_DATE_EPOCH of the build
 	contextEpoch *time.Time // of a context that was fetched
 	wantBlobs    bool       // some output is an image
+	wantNothing  bool       // no output reads the result, and no layer is searched for secrets
 	view         view       // how the layers will be wanted
 	streamed     bool       // something was written to standard output or a pipe
 

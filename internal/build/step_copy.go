@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 
@@ -30,8 +31,9 @@ func copySpec(op dag.Copy, now time.Time) *snapshot.CopySpec {
 	return spec
 }
 
-// copy writes the layer of a COPY or ADD straight from its source: no mount, no directory, no second copy.
-func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []*outcome) (digest.Digest, error) {
+// copy writes the layer of a COPY or ADD straight from its source: no mount, no directory, no second copy. One that nobody will
+// read is checked alone, and is "".
+func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, content *stepKey, in []*outcome) (digest.Digest, error) {
 	sel, err := e.selection(ctx, step, op, func() (snapshot.Source, error) { return nil, errors.New("internal error: a copy without a key") })
 	if err == nil && hasRemote(op) {
 		sel, err = e.wholeSelection(ctx, step, op)
@@ -40,6 +42,11 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 		return "", err
 	}
 	d := e.takeDraft(step.ID)
+	if d == nil && e.unread(step) {
+		if checked, err := e.checkCopy(ctx, op, in[0], sel, content.key); checked || err != nil {
+			return "", err
+		}
+	}
 	if d == nil {
 		if d, err = e.draftCopy(ctx, step, op, in[0], sel); err != nil {
 			return "", err
@@ -55,6 +62,15 @@ func (e *evaluator) copy(ctx context.Context, step *dag.Step, op dag.Copy, in []
 
 // draftCopy writes the layer of a COPY or ADD on what it stands on.
 func (e *evaluator) draftCopy(ctx context.Context, step *dag.Step, op dag.Copy, on *outcome, sel *selection) (*draft, error) {
+	base, err := e.copyBase(ctx, op, on, sel)
+	if err != nil {
+		return nil, err
+	}
+	return e.draft(ctx, step, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
+}
+
+// copyBase is what a COPY looks at of what it stands on. It settles the owner that the selection gets.
+func (e *evaluator) copyBase(ctx context.Context, op dag.Copy, on *outcome, sel *selection) (*tree.Chain, error) {
 	base, baseLayers := tree.NewChain(nil), []digest.Digest(nil)
 	if !op.Link || strings.Trim(op.Chown, "0123456789:") != "" { // a name is looked up in the base
 		var err error
@@ -72,7 +88,7 @@ func (e *evaluator) draftCopy(ctx context.Context, step *dag.Step, op dag.Copy, 
 	if op.Link {
 		base = tree.NewChain(nil)
 	}
-	return e.draft(ctx, step, func(w *snapshot.Writer) error { return sel.files.Write(ctx, base, w) })
+	return base, nil
 }
 
 // selection is what a COPY selects from its source, with the digest that stands for it in keys. It is made once for a
@@ -82,6 +98,8 @@ type selection struct {
 	files *snapshot.Selection
 	sum   [32]byte
 	at    string // of a mount: where the layer that is made of the selection has what is mounted
+
+	entries iter.Seq2[tree.Entry, error] // of the layer, when it was checked and not written
 }
 
 func (e *evaluator) selection(ctx context.Context, step *dag.Step, op dag.Copy, open func() (snapshot.Source, error)) (*selection, error) {

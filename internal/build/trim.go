@@ -189,7 +189,7 @@ func references(kind store.Kind, key string, data []byte) []store.Ref {
 	if kind == store.KindLayer {
 		return snapshot.References(kind, key, data)
 	}
-	return cache.References(kind, key, data)
+	return append(cache.References(kind, key, data), listReference(kind, key, data)...)
 }
 
 // beNice gives everybody else the processor, and the disk, first.

@@ -22,6 +22,7 @@ import (
 type earlier struct {
 	changes []explain.Change // why there is nothing to compare, if so
 	record  *cache.Record
+	key     cache.Key // of record, by content
 	text    []byte
 	place   *explain.Place // nil: found by its text alone, in another context
 	loose   bool           // it may be of something else that merely looks the same
@@ -45,15 +46,15 @@ func (e *evaluator) earlier(step *dag.Step, content *stepKey) *earlier {
 	for _, k := range entry.Keys {
 		key := e.contentOf(k)
 		if key == content.key {
-			return e.forced(step, e.lost(was, key))
+			return e.forced(step, e.lost(step, was, key))
 		}
-		rec, err := e.cache.Get(key)
-		if err != nil {
+		rec := e.runOf(key)
+		if rec == nil {
 			continue
 		}
 		t := e.cache.Text(rec)
 		if n := len(cache.Diff(t, text)); least < 0 || n < least {
-			was.record, was.text, least = rec, t, n
+			was.record, was.key, was.text, least = rec, key, t, n
 		}
 	}
 	if was.record == nil {
@@ -99,8 +100,8 @@ func (e *evaluator) contentOf(k explain.Keys) cache.Key {
 	if !k.Content.IsZero() {
 		return k.Content
 	}
-	rec, err := e.cache.Get(k.Def)
-	if err != nil {
+	rec := e.runOf(k.Def)
+	if rec == nil {
 		return cache.Key{}
 	}
 	key, err := cache.ParseKey(cache.Fields(e.cache.Text(rec))[explain.NoteContent])
@@ -111,21 +112,35 @@ func (e *evaluator) contentOf(k explain.Keys) cache.Key {
 }
 
 // lost says what is gone when the same key had an answer once.
-func (e *evaluator) lost(was *earlier, key cache.Key) *earlier {
+func (e *evaluator) lost(step *dag.Step, was *earlier, key cache.Key) *earlier {
 	text := "its record was evicted from the cache"
-	if rec, err := e.cache.Get(key); err == nil {
-		text = "the layer it made was evicted from the cache"
+	if rec := e.runOf(key); rec != nil {
 		was.record = rec
+		text = "the layer it made was evicted from the cache"
+		if wroteNothing(rec) {
+			if !e.unread(step) {
+				was.changes = []explain.Change{{Kind: explain.Unwritten, Text: "its layer was not needed before"}}
+				return was
+			}
+			text = "a layer it stands on was evicted from the cache"
+		}
 		for _, d := range rec.Layers[:rec.Base] {
 			if !e.obtainable(d) {
 				text = "a layer of its base image was evicted from the cache"
 			}
 		}
-	} else if miss := (*cache.Miss)(nil); errors.As(err, &miss) && miss.Reason != cache.ReasonAbsent {
+	} else if e.damaged(key) {
 		text = "its record in the cache is damaged"
 	}
 	was.changes = []explain.Change{{Kind: explain.Evicted, Text: text}}
 	return was
+}
+
+// damaged reports whether there is a record under a key that cannot be read.
+func (e *evaluator) damaged(k cache.Key) bool {
+	_, err := e.cache.Get(k)
+	miss := (*cache.Miss)(nil)
+	return errors.As(err, &miss) && miss.Reason != cache.ReasonAbsent
 }
 
 // forced gives the reason of a step that was told to run.
@@ -219,10 +234,10 @@ func (e *evaluator) performExplained(ctx context.Context, step *dag.Step, conten
 	was := e.earlier(step, content)
 	if _, copies := step.Op.(dag.Copy); !copies {
 		changes := e.tell(step, content, e.why(ctx, step, content, in, was, ""))
-		made, err := e.perform(ctx, step, in)
+		made, err := e.perform(ctx, step, content, in)
 		return made, changes, err
 	}
-	made, err := e.perform(ctx, step, in)
+	made, err := e.perform(ctx, step, content, in)
 	if err != nil {
 		e.note(step, explain.Failed, content.key, nil)
 		return "", nil, err

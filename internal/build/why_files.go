@@ -92,10 +92,7 @@ func (e *evaluator) placeOf(step *dag.Step, input int) string {
 // copiedLists compares the layer that a COPY made earlier with the one it has made or would make.
 func (e *evaluator) copiedLists(ctx context.Context, step *dag.Step, in []*outcome, was *earlier, made digest.Digest) fileLists {
 	return func() (before, after iter.Seq2[tree.Entry, error], err error) {
-		if len(was.record.Layers) == 0 {
-			return nil, nil, nil
-		}
-		old, ok := e.layers.KnownIndex(was.record.Layers[len(was.record.Layers)-1])
+		old, ok := e.layers.KnownIndex(was.files())
 		if !ok {
 			return nil, nil, nil
 		}
@@ -109,16 +106,13 @@ func (e *evaluator) copiedLists(ctx context.Context, step *dag.Step, in []*outco
 			}
 			return old.Subtree(""), now.Subtree(""), nil
 		}
-		list, err := e.preview(ctx, step, in)
-		if err != nil || list == nil {
-			return nil, nil, err
-		}
-		return old.Subtree(""), entries(list), nil
+		after, err = e.preview(ctx, step, in)
+		return old.Subtree(""), after, err
 	}
 }
 
 // preview lists what a COPY that has not run would put into its layer; nil when that is not known.
-func (e *evaluator) preview(ctx context.Context, step *dag.Step, in []*outcome) ([]tree.Entry, error) {
+func (e *evaluator) preview(ctx context.Context, step *dag.Step, in []*outcome) (iter.Seq2[tree.Entry, error], error) {
 	op := step.Op.(dag.Copy)
 	if hasRemote(op) {
 		return nil, nil
@@ -132,6 +126,9 @@ func (e *evaluator) preview(ctx context.Context, step *dag.Step, in []*outcome) 
 	sel, err := f.wait(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if sel.entries != nil {
+		return sel.entries, nil
 	}
 	base := tree.NewChain(nil)
 	var owner *snapshot.Owner
@@ -151,21 +148,8 @@ func (e *evaluator) preview(ctx context.Context, step *dag.Step, in []*outcome) 
 	} else if op.Chown != "" {
 		return nil, nil
 	}
-	list, ok, err := sel.files.Preview(base, owner)
-	if !ok {
-		return nil, err
-	}
+	list, _, err := sel.files.Preview(base, owner)
 	return list, err
-}
-
-func entries(list []tree.Entry) iter.Seq2[tree.Entry, error] {
-	return func(yield func(tree.Entry, error) bool) {
-		for i := range list {
-			if !yield(list[i], nil) {
-				return
-			}
-		}
-	}
 }
 
 // copiedNames translates paths of a COPY's layer into what the Dockerfile means. skip leaves out the directories above what is
@@ -257,7 +241,7 @@ func (e *evaluator) mountedLists(ctx context.Context, step *dag.Step, op dag.Run
 		if err != nil || !ok {
 			return nil, nil, err
 		}
-		return e.mountedBefore(sel, was, i, strings.HasSuffix(field, ":context"), before), entries(list), nil
+		return e.mountedBefore(sel, was, i, strings.HasSuffix(field, ":context"), before), list, nil
 	}
 	return lists, func(en *tree.Entry) bool { return en.Path != sel.at && tree.Below(sel.at, en.Path) || en.Path == "" }
 }

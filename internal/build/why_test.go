@@ -248,13 +248,14 @@ func TestWhySources(t *testing.T) {
 func TestWhyEvicted(t *testing.T) {
 	w := newWorld(t)
 	w.write("f", "f")
-	df, nowhere := from("FROM base\nCOPY f /f\n"), output(Output{Type: OutputNone})
-	build := func() *recorder { _, rec := w.ok(from("FROM base\nCOPY f /f\n"), nowhere); return rec }
-	w.ok(df, nowhere)
+	df := from("FROM base\nCOPY f /f\n")
+	build := func(more ...mod) *recorder { _, rec := w.ok(append(more, df)...); return rec }
+	build(nowhere)
 	for file := range w.records(t) {
 		must(t, os.Remove(file))
 	}
-	reasons(t, "records", build(), map[string]string{"COPY f /f": "evicted: its record was evicted from the cache"})
+	reasons(t, "records", build(nowhere), map[string]string{"COPY f /f": "evicted: its record was evicted from the cache"})
+	build()
 	var layer string
 	for _, r := range w.records(t) {
 		layer = string(r.Layers[len(r.Layers)-1])

@@ -13,6 +13,7 @@ type Kind string
 const (
 	NoCache     Kind = "no-cache"    // --no-cache or --no-cache-filter
 	Evicted     Kind = "evicted"     // a record or a layer was collected
+	Unwritten   Kind = "unwritten"   // it was checked alone, because nothing needed its layer
 	Platform    Kind = "platform"    // it is built for another platform
 	Instruction Kind = "instruction" // the Dockerfile says something else, here-documents included
 	Flag        Kind = "flag"        // --chown, --chmod, --link and the like
@@ -27,7 +28,7 @@ const (
 	Unknown     Kind = "unknown"     // something that has no name here
 )
 
-var order = []Kind{NoCache, Evicted, Platform, Instruction, Flag, Argument, Environment, File, Remote, Mount, Setting, Base, Step, Unknown}
+var order = []Kind{NoCache, Evicted, Unwritten, Platform, Instruction, Flag, Argument, Environment, File, Remote, Mount, Setting, Base, Step, Unknown}
 
 // Change is one difference between an earlier run of a step and this one.
 type Change struct {
