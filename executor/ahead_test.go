@@ -70,6 +70,32 @@ func TestAheadOnlyForPlainSteps(t *testing.T) {
 	}
 }
 
+// The table of descriptors of a process that waits does not grow, for which the kernel would let it wait: see awaitFiles.
+func TestAheadTableStaysSmall(t *testing.T) {
+	t.Setenv(aheadVar, "1")
+	r := newRootfs(t)
+	s := r.spec("cat /proc/1/status; true")
+	for i := range 5 {
+		s.Mounts = append(s.Mounts, executor.Mount{Target: "/mnt/" + strconv.Itoa(i), Source: executor.File{Data: []byte("x"), Mode: 0o600}})
+		s.Mounts = append(s.Mounts, executor.Mount{Target: "/tmp/" + strconv.Itoa(i), Source: executor.Tmpfs{}})
+	}
+	res := runFresh(t, r, s)
+	must(t, res.err)
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(holder(t).Pid()) + "/status")
+	must(t, err)
+	if got, inherited := fdSize(t, res.out), fdSize(t, string(status)); got > max(64, inherited) {
+		t.Errorf("the step's first process had room for %d descriptors, the holder that started it has for %d", got, inherited)
+	}
+}
+
+// fdSize is the size of a table of descriptors, from /proc/PID/status.
+func fdSize(t *testing.T, status string) int {
+	_, rest, _ := strings.Cut(status, "FDSize:")
+	n, err := strconv.Atoi(strings.Fields(rest + " none")[0])
+	must(t, err)
+	return n
+}
+
 // A process that was killed while it waited is replaced, and nobody notices.
 func TestAheadKilled(t *testing.T) {
 	t.Setenv(aheadVar, "1")

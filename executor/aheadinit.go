@@ -12,12 +12,6 @@ import (
 // argAhead is argument zero of a first process that does not know its step yet: see Ahead.
 const argAhead = "build-step-ahead"
 
-// What such a process opens lies above aheadFirst, where nothing comes to be by itself: its step's sources from aheadSources on.
-const (
-	aheadFirst   = 300
-	aheadSources = 320
-)
-
 // Directories of the scaffold, the file system on which /proc, /dev and /sys are made before there is a root to put them on.
 const scaffoldMemory = "memory" // where the step's memory file system is attached
 
@@ -45,7 +39,7 @@ func runAhead() error {
 	}
 	practise()
 	report(message{Ready: true})
-	count, err := awaitFiles()
+	sources, err := awaitFiles()
 	if err != nil {
 		return setupError("take the step's files", err)
 	}
@@ -56,7 +50,7 @@ func runAhead() error {
 	if err := prepareProcess(p); err != nil {
 		return err
 	}
-	if err := t.finish(p, count); err != nil {
+	if err := t.finish(p, sources); err != nil {
 		return err
 	}
 	dir, err := enterRoot(p, initRoot)
@@ -87,7 +81,7 @@ func buildAhead() (*tree, error) {
 		return nil, setupError("make room for the sandbox", err)
 	}
 	t := &tree{plan: &plan{CgroupView: true, ShmSize: defaultShmSize}, root: scaffold, scratch: scaffold}
-	if t.empty, err = moveFD(unix.Openat(scaffold, memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)); err != nil {
+	if t.empty, err = unix.Openat(scaffold, memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
 		return nil, setupError("make room for the sandbox", err)
 	}
 	for _, part := range []func() error{t.proc, t.dev, t.sys, t.mask} {
@@ -100,7 +94,7 @@ func buildAhead() (*tree, error) {
 
 // openScaffold attaches a memory file system to /proc, as stage does with the step's.
 func openScaffold() (int, error) {
-	fd, err := moveFD(newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=0700"))
+	fd, err := newMount("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=0700")
 	if err != nil {
 		return -1, err
 	}
@@ -112,17 +106,10 @@ func openScaffold() (int, error) {
 	return fd, unix.MoveMount(fd, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// moveFD takes an open descriptor out of the way of those that come later.
-func moveFD(fd int, err error) (int, error) {
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(fd)
-	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, aheadFirst)
-}
-
-// awaitFiles waits for the step and puts its files where they belong. It returns how many sources there are.
-func awaitFiles() (int, error) {
+// awaitFiles waits for the step and puts its files where they belong. It returns those of its sources, which stay where they came: a
+// process of several threads whose table of descriptors has to grow, which is above 64 first, waits for all processors
+// (synchronize_rcu in expand_fdtable of the kernel's fs/file.c), several times as long as everything else takes.
+func awaitFiles() (sources []int, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxAhead))
 	var b [1]byte
 	var oobn int
@@ -134,18 +121,9 @@ func awaitFiles() (int, error) {
 		os.Exit(1) // there is no further step
 	}
 	fds := receivedFDs(oob[:oobn])
-	places := []int{0, 1, 2, initPlan, initRoot}
+	places := []int{0, 1, 2, initPlan, initRoot} // taken since the process was started, so that nothing was received there
 	if len(fds) <= len(places) {
-		return 0, unix.EBADMSG
-	}
-	for i, fd := range fds[len(places):] {
-		place, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, aheadSources+i)
-		if err != nil {
-			return 0, err
-		}
-		if place != aheadSources+i {
-			return 0, unix.EBADF
-		}
+		return nil, unix.EBADMSG
 	}
 	for i, place := range places {
 		flags := unix.O_CLOEXEC
@@ -153,17 +131,17 @@ func awaitFiles() (int, error) {
 			flags = 0
 		}
 		if err := unix.Dup3(fds[i], place, flags); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	closeFDs(fds)
-	return len(fds) - len(places), nil
+	closeFDs(fds[:len(places)])
+	return fds[len(places):], nil
 }
 
 // finish puts what was made ahead on the root and adds what is the step's own: what buildTree does in another order.
-func (t *tree) finish(p *plan, sources int) error {
+func (t *tree) finish(p *plan, sources []int) error {
 	scaffold := t.root
-	t.plan, t.root, t.first = p, initRoot, aheadSources
+	t.plan, t.root, t.sources = p, initRoot, sources
 	if err := t.stageOn(scaffold, scaffoldMemory); err != nil {
 		return setupError("attach the root", err)
 	}

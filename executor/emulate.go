@@ -100,11 +100,11 @@ func (t *tree) emulators() error {
 		return nil
 	}
 	defer unix.Close(t.table)
-	if err := unix.Fchdir(t.first); err != nil {
+	if err := unix.Fchdir(t.source(0)); err != nil {
 		return setupError("register an emulator", err)
 	}
 	for _, e := range t.plan.Emulators {
-		if err := unix.MoveMount(t.first+e.FD, "", t.first, e.Name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		if err := unix.MoveMount(t.source(e.FD), "", t.source(0), e.Name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return setupError("attach the emulator "+e.Name, err)
 		}
 		if err := register(t.table, e.Handler); err != nil {

@@ -25,8 +25,16 @@ type tree struct {
 	empty int // an empty directory: masks directories
 	outer int // a copy of the /proc we came from, when the step gets no other
 
-	scratch int // a memory file system of ours, for nodes
-	first   int // descriptor of the first of sources.files, the step's memory file system
+	scratch int   // a memory file system of ours, for nodes
+	sources []int // the descriptors of sources.files; nil: they follow each other from initFirst on
+}
+
+// source returns the descriptor of one of sources.files. The first, number 0, is the step's memory file system.
+func (t *tree) source(number int) int {
+	if t.sources == nil {
+		return initFirst + number
+	}
+	return t.sources[number]
 }
 
 // buildTree attaches the root, all mounts on it, and reports the mount points it had to make.
@@ -34,7 +42,7 @@ func buildTree(p *plan, root int) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return setupError("make mounts private", err)
 	}
-	t := &tree{plan: p, root: root, scratch: initFirst, first: initFirst}
+	t := &tree{plan: p, root: root, scratch: initFirst}
 	var err error
 	if len(p.Emulators) > 0 {
 		if t.table, err = newHandlerTable(); err != nil {
@@ -70,15 +78,15 @@ func (t *tree) stage() error {
 	if err != nil {
 		return err
 	}
-	t.empty, err = unix.Openat(t.first, memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	t.empty, err = unix.Openat(t.source(0), memoryEmpty, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	return err
 }
 
 func (t *tree) stageOn(dir int, name string) error {
-	if err := unix.MoveMount(t.first, "", dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(t.source(0), "", dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return err
 	}
-	return unix.MoveMount(t.root, "", t.first, memoryRoot, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return unix.MoveMount(t.root, "", t.source(0), memoryRoot, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // attach puts a detached mount on an open target and closes both.
@@ -318,9 +326,11 @@ func (t *tree) mountOne(m preparedMount) error {
 	if err != nil {
 		return pathError("mount "+m.Target, err)
 	}
-	source := t.first + m.FD
-	if m.FD < 0 {
-		fd, err := unix.Openat(t.first, m.Memory, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	source := -1
+	if m.FD >= 0 {
+		source = t.source(m.FD)
+	} else {
+		fd, err := unix.Openat(t.source(0), m.Memory, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			unix.Close(target)
 			return err
