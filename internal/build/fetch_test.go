@@ -157,6 +157,23 @@ func TestNextBuildGoesOnWithADownload(t *testing.T) {
 	}
 }
 
+// A layer that takes longer to unpack than to arrive is unpacked once all the same: the end of the download ends nothing else.
+func TestLayerIsUnpackedOnce(t *testing.T) {
+	needIDs(t)
+	s := newServer(t)
+	ref, _ := s.seedLarge(t)
+	w := newWorld(t)
+	must(t, os.WriteFile(killFile(w.root), []byte("late-holder index.temp 300"), 0o600)) // all is unpacked, the index is to be written
+	w.ok(from("FROM "+ref+"\nRUN cat /large >/dev/null\n"), online, tags("app"))
+	late, err := os.ReadFile(lateFile(w.root))
+	must(t, err)
+	dirs, err := filepath.Glob(w.root + "/local/*/dir/*")
+	must(t, err)
+	if indexes := strings.Count(string(late), "\n"); indexes != len(dirs) || len(dirs) < 2 {
+		t.Errorf("the holder began %d indexes for the %d layers that it has as directories", indexes, len(dirs))
+	}
+}
+
 // cutOff passes on the beginning of an answer and breaks the connection.
 type cutOff struct {
 	http.ResponseWriter

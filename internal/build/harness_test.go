@@ -42,8 +42,20 @@ func TestMain(m *testing.M) {
 }
 
 // killFile is beside a store. It says at which point of publishing the process dies that opens the store: "front|holder
-// POINT COUNT". A file, because the holder gets neither arguments nor environment.
+// POINT COUNT", or where it takes longer, and notes that it came by: "late-front|late-holder POINT MILLISECONDS". A file, because the
+// holder gets neither arguments nor environment.
 func killFile(store string) string { return store + ".kill" }
+
+// lateFile has a line for each time somebody was late.
+func lateFile(store string) string { return store + ".late" }
+
+func dawdle(store string, d time.Duration) {
+	if f, err := os.OpenFile(lateFile(store), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err == nil {
+		_, _ = f.WriteString("late\n")
+		f.Close()
+	}
+	time.Sleep(d)
+}
 
 // endAtPoint is the hook of the store. The holder is process 1 of its namespace and cannot kill itself; leaving without any
 // cleaning up is the same to everybody else.
@@ -61,7 +73,13 @@ func endAtPoint(dir string) func(string) {
 		}
 		var who, where string
 		var count int
-		if _, err := fmt.Sscan(string(b), &who, &where, &count); err != nil || who != role || where != point {
+		if _, err := fmt.Sscan(string(b), &who, &where, &count); err != nil || where != point {
+			return
+		}
+		if who == "late-"+role {
+			dawdle(dir, time.Duration(count)*time.Millisecond)
+		}
+		if who != role {
 			return
 		}
 		mu.Lock()

@@ -31,16 +31,17 @@ type unpackResponse struct {
 // fetchForRun fetches layers of a chain, by their places in it.
 func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground, chain []digest.Digest, missing []int) error {
 	var unpacking sync.WaitGroup
-	err := each(ctx, missing, func(ctx context.Context, i int) error {
+	err := each(ctx, missing, func(fetching context.Context, i int) error {
 		if g.Root == RootTree { // no layer gets a directory of its own
-			return e.fetches.blob(ctx, chain[i])
+			return e.fetches.blob(fetching, chain[i])
 		}
-		into := func(ctx context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error {
+		into := func(fetching context.Context, diffID digest.Digest, desc ocispec.Descriptor, r io.Reader) error {
 			w := &unpacker{e: e, h: h, chain: chain, layer: i, size: desc.Size, running: &unpacking}
 			defer w.close()
-			return e.layers.ImportFollowed(ctx, diffID, desc, r, w.follow(ctx))
+			// What is unpacked is not called off when the last blob has arrived, as what fetches is.
+			return e.layers.ImportFollowed(fetching, diffID, desc, r, w.follow(ctx))
 		}
-		return e.fetches.once(ctx, wanted{diffID: chain[i], into: into})
+		return e.fetches.once(fetching, wanted{diffID: chain[i], into: into})
 	})
 	unpacking.Wait() // else the step would begin to unpack them once more
 	return err
