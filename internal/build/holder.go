@@ -207,7 +207,7 @@ func (n *inside) open(ctx context.Context, in json.RawMessage, _ []*os.File) (an
 	if !n.plain && !n.sharePID {
 		n.ahead.Expect(req.Further)
 	}
-	n.unpacks = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
+	n.unpacks = make(chan struct{}, 1+max(2, runtime.GOMAXPROCS(0))) // one more, because some wait for their downloads
 	n.sweep(kind)
 	return n.chooseRoot(&req)
 }

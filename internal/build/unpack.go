@@ -1,15 +1,18 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"build/internal/userns"
 	"build/snapshot"
@@ -28,10 +31,14 @@ type unpackResponse struct {
 	Notes []string // to be told to the user
 }
 
-// fetchForRun fetches layers of a chain, by their places in it.
+// fetchForRun fetches layers of a chain, by their places in it, and returns when they are unpacked as well. The largest go first: what
+// is left at the end is then too small to keep one processor busy for long while the others have nothing to do.
 func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground, chain []digest.Digest, missing []int) error {
+	slices.SortStableFunc(missing, func(a, b int) int { return cmp.Compare(e.fetches.size(chain[b]), e.fetches.size(chain[a])) })
 	var unpacking sync.WaitGroup
-	err := each(ctx, missing, func(fetching context.Context, i int) error {
+	downloads, fetching := errgroup.WithContext(ctx)
+	downloads.SetLimit(parallelFetches) // so that they begin in this order
+	fetch := func(i int) error {
 		if g.Root == RootTree { // no layer gets a directory of its own
 			return e.fetches.blob(fetching, chain[i])
 		}
@@ -42,7 +49,11 @@ func (e *evaluator) fetchForRun(ctx context.Context, h *userns.Holder, g *ground
 			return e.layers.ImportFollowed(fetching, diffID, desc, r, w.follow(ctx))
 		}
 		return e.fetches.once(fetching, wanted{diffID: chain[i], into: into})
-	})
+	}
+	for _, i := range missing {
+		downloads.Go(func() error { return fetch(i) })
+	}
+	err := downloads.Wait()
 	unpacking.Wait() // else the step would begin to unpack them once more
 	return err
 }
