@@ -36,8 +36,8 @@ test: export BUILD_TEST_REQUIRE = 1
 test: setup check build test-root $(if $(ROOT),test-user)
 
 # The tests of whole programs run without the race detector, which measures itself there, and so do those of what Dockerfiles mean,
-# which run one build after the other. Attacks are tried on every rung.
-WHOLE   = ^Test(Real|Places|Attack|Huge|Semantics)
+# which run one build after the other, and those that move much data. Attacks are tried on every rung.
+WHOLE   = ^Test(Real|Places|Attack|Huge|Semantics|Bulk)
 ATTACKS = ^TestAttack(FromStep|Users|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
 
 test-root:
