@@ -78,7 +78,6 @@ func (c *comparison) platform(fields map[string]string) string {
 	return fields[NotePlatform]
 }
 
-// The patterns are compiled when a build first explains something: most builds never do, and a build of milliseconds feels it.
 var numbered = lazyregexp.New(`^(arg|source|exclude|inline|remote|mount|ulimit|input|layer)([0-9]+)(:.*)?$`)
 
 // field says what the change of one field means.
