@@ -35,9 +35,8 @@ check:
 test: export BUILD_TEST_REQUIRE = 1
 test: setup check build test-root $(if $(ROOT),test-user)
 
-# The tests of whole programs run without the race detector, which measures itself there, and so do those of what Dockerfiles mean,
-# which run one build after the other, and those that move much data. Attacks are tried on every rung.
-WHOLE   = ^Test(Real|Places|Attack|Huge|Semantics|Bulk)
+# The tests of whole programs run without the race detector, which measures itself there. Attacks are tried on every rung.
+WHOLE   = ^Test(Real|Places|Attack|Huge)
 ATTACKS = ^TestAttack(FromStep|Users|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
 
 test-root:
@@ -45,7 +44,7 @@ test-root:
 	$(GO) test -timeout 40m -run '$(WHOLE)' ./cmd/build ./internal/build
 	BUILD_TEST_ISOLATION=ids=single,tree,proc=bound,chroot $(GO) test -timeout 40m -run '$(ATTACKS)' ./cmd/build
 
-# Side by side, because most of these tests wait for processes most of the time.
+# The race detector has seen all of it by then. Side by side, because most of these tests wait for processes most of the time.
 test-user:
 	$(MAKE) -j2 --output-sync=target test-range test-single
 

@@ -9,7 +9,7 @@ import (
 )
 
 // A RUN on more layers than an overlay takes stands on a private tree.
-func TestBulkDeeperThanOverlays(t *testing.T) {
+func TestDeeperThanOverlays(t *testing.T) {
 	needIDs(t)
 	w := newWorld(t)
 	w.write("f", "f")

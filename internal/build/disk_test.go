@@ -77,7 +77,7 @@ func (w *world) debian(o *Options) {
 
 // du agrees with du(1), on a store with a real base, cache mounts and what is left of a killed build; and everything in it has a
 // line that says what it is.
-func TestBulkDiskUsageAgreesWithDu(t *testing.T) {
+func TestDiskUsageAgreesWithDu(t *testing.T) {
 	needIDs(t)
 	w := newWorld(t)
 	w.killed = true
@@ -115,7 +115,7 @@ func TestBulkDiskUsageAgreesWithDu(t *testing.T) {
 }
 
 // A dry run says what then goes; what images need stays, and after prune --all there is nothing that could go.
-func TestBulkPrune(t *testing.T) {
+func TestPrune(t *testing.T) {
 	needIDs(t)
 	w := newWorld(t)
 	w.write("f", "f")
@@ -198,7 +198,7 @@ func (w *world) trimmers() []string {
 
 // The store stays below its limit over fifty builds that each add to it, without a prune: what was used last and what has a name
 // is kept, and nothing of a trimmer is left.
-func TestBulkStoreStaysBelowItsLimit(t *testing.T) {
+func TestStoreStaysBelowItsLimit(t *testing.T) {
 	needIDs(t)
 	w := newWorld(t)
 	const limit = 24 << 20
