@@ -79,11 +79,14 @@ func (b boot) hashed(s *Store, d digest.Digest) []fileState {
 	return out
 }
 
-// noteHashed writes down that a file holds a blob. Without the note it is hashed again, so nothing is lost when it fails.
+// noteHashed writes down that a file holds a blob. Without the note it is hashed again, so nothing is lost when it fails, or when
+// another process notes the same blob in the same moment and one of the two notes stays.
 func (b boot) noteHashed(s *Store, d digest.Digest, f fileState) {
 	if b.id == "" || !ValidDigest(d) {
 		return
 	}
+	s.noting.Lock()
+	defer s.noting.Unlock()
 	files := slices.DeleteFunc(b.hashed(s, d), func(o fileState) bool { return o.dev == f.dev && o.ino == f.ino })
 	files = append([]fileState{f}, files...)
 	var out bytes.Buffer

@@ -2,7 +2,9 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -169,5 +171,33 @@ func TestNotesOfHashes(t *testing.T) {
 	must(t, err)
 	if _, err := os.Stat(note); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the note of a blob that is gone stays: %v", err)
+	}
+}
+
+// An image goes to several places at once; each copy is known afterwards.
+func TestWroteSideBySide(t *testing.T) {
+	needNotes(t)
+	s := openTest(t, Options{})
+	content := randomBytes(1, leastNoted)
+	d := mustBlob(t, s, content)
+	dir := t.TempDir()
+	var files []*os.File
+	for i := range mostNoted - 1 {
+		f, err := os.Create(fmt.Sprint(dir, "/", i))
+		must(t, err)
+		defer f.Close()
+		_, err = f.Write(content)
+		must(t, err)
+		files = append(files, f)
+	}
+	var wg sync.WaitGroup
+	for _, f := range files {
+		wg.Go(func() { s.Wrote(d, f) })
+	}
+	wg.Wait()
+	for _, f := range files {
+		if !s.Holds(d, f) {
+			t.Errorf("%s is not known", f.Name())
+		}
 	}
 }

@@ -99,6 +99,8 @@ type Store struct {
 	session *tempDir // holds what is being written; made when the first thing is
 	serial  int
 
+	noting sync.Mutex // held while a note of what was hashed is renewed: exports to several places note the same blob at once
+
 	since atomic.Int64 // when the newest lease of this process was taken; 0: it took none
 	idle  atomic.Bool  // see NoteNoUses
 	grown atomic.Int64 // bytes that this process added and did not tell yet: see tell
