@@ -203,7 +203,10 @@ func (s *session) runnable(ctx context.Context, products []*product) error {
 	if err := s.limitable(ctx, products); err != nil {
 		return err
 	}
-	for _, c := range userns.Candidates() {
+	if s.runsLeft.Load() == 0 {
+		return nil
+	}
+	for c := range userns.Candidates() {
 		if s.opts.Isolation.accepts(c.Plan) {
 			if c.Err == nil {
 				return nil
@@ -227,7 +230,7 @@ func (s *session) runnable(ctx context.Context, products []*product) error {
 func (e *evaluator) firstRunToDo(ctx context.Context) (*dag.Step, error) {
 	for i := range e.graph.Steps {
 		step := &e.graph.Steps[i]
-		if _, ok := step.Op.(dag.Run); !ok {
+		if !isRun(step) {
 			continue
 		}
 		def, err := e.definition(ctx, step.ID)

@@ -3,12 +3,14 @@ package build
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 // nowhere asks for no result.
@@ -199,4 +201,36 @@ func TestUnwrittenPlatforms(t *testing.T) {
 		t.Errorf("asked for later it is %s, at once %s", later.Digest, at.Digest)
 	}
 	removeAll(w.root + ".first")
+}
+
+// Builds that want the layer and builds that do not may make one step at the same time.
+func TestSomeAskForTheLayer(t *testing.T) {
+	w := newWorld(t)
+	w.randomContext(5)
+	df, early := from("FROM base\nCOPY . /x\n"), epoch(1500000000)
+	fresh, _ := w.ok(df, early)
+	want := w.layersOf(fresh)
+	for round := range 3 {
+		must(t, os.Rename(w.root, fmt.Sprint(w.root, round)))
+		var asked [3]*Result
+		var g errgroup.Group
+		for i := range asked {
+			g.Go(func() error {
+				_, _, err := w.build(df, nowhere)
+				return err
+			})
+			g.Go(func() (err error) {
+				asked[i], _, err = w.build(df, early)
+				return err
+			})
+		}
+		must(t, g.Wait())
+		for _, res := range asked {
+			if got := w.layersOf(res); !slices.Equal(got, want) {
+				t.Errorf("round %d: %v, alone %v", round, got, want)
+			}
+		}
+		wantCopies(t, "after all", w, 2, 0)
+		removeAll(fmt.Sprint(w.root, round))
+	}
 }

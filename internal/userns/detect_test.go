@@ -49,7 +49,7 @@ func fakeHost(t *testing.T, files map[string]string) host {
 
 // best is the first candidate, whether its way is open or not.
 func best(h host) (Plan, error) {
-	c := candidates(h)
+	c := slices.Collect(candidates(h))
 	return c[0].Plan, c[0].Err
 }
 
@@ -231,7 +231,7 @@ func TestLadder(t *testing.T) {
 		h := fakeHost(t, c.files)
 		h.euid, h.caps = c.euid, c.caps
 		var got []string
-		for _, c := range candidates(h) {
+		for c := range candidates(h) {
 			s := string(c.Plan.IDs)
 			if c.Plan.Plain {
 				s = "chroot"
@@ -250,7 +250,7 @@ func TestLadder(t *testing.T) {
 func TestMapOfContainerIsKept(t *testing.T) {
 	h := fakeHost(t, map[string]string{"/proc/self/uid_map": "0 100000 65536\n", "/proc/self/gid_map": "0 100000 1000\n5000 7 3\n"})
 	h.euid, h.caps = 0, 1<<unix.CAP_SETUID|1<<unix.CAP_SETGID
-	p := candidates(h)[1].Plan
+	p := slices.Collect(candidates(h))[1].Plan
 	if !slices.Equal(p.UIDs, []IDMap{{0, 0, 65536}}) || !slices.Equal(p.GIDs, []IDMap{{0, 0, 1000}, {5000, 5000, 3}}) || p.Kind == KindRoot {
 		t.Errorf("%+v", p)
 	}

@@ -59,7 +59,7 @@ func (p Plan) String() string {
 // error is a *LadderError with the same.
 func Open(ctx context.Context, accept func(Plan) bool) (*Holder, Plan, []Tried, error) {
 	var tried []Tried
-	for _, c := range Candidates() {
+	for c := range Candidates() {
 		// The same way without a pid namespace comes next, when only a fresh /proc is missing.
 		for range 2 {
 			if accept != nil && !accept(c.Plan) {

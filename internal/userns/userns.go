@@ -17,6 +17,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"os/user"
@@ -115,8 +116,9 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Candidates lists the ways to start a holder, best first. It only looks; nothing is started and nothing is changed. Whether
-// a way is open shows when it is tried (Start): security modules and seccomp filters cannot be asked.
-func Candidates() []Candidate { return candidates(systemHost()) }
+// a way is open shows when it is tried (Start): security modules and seccomp filters cannot be asked. Each is looked at when its
+// turn comes.
+func Candidates() iter.Seq[Candidate] { return candidates(systemHost()) }
 
 // host is what Candidates looks at, so that tests can be other machines.
 type host struct {
@@ -150,18 +152,19 @@ func systemHost() host {
 
 func (h host) has(capability int) bool { return h.caps&(1<<capability) != 0 }
 
-func candidates(h host) []Candidate {
-	var out []Candidate
-	add := func(p Plan, err error) { out = append(out, Candidate{p, err}) }
+func candidates(h host) iter.Seq[Candidate] {
+	ways := []func() (Plan, error){h.rangePlan}
 	if h.euid == 0 {
-		add(h.hostPlan())
-		add(h.sameMapPlan())
-	} else {
-		add(h.rangePlan())
+		ways = []func() (Plan, error){h.hostPlan, h.sameMapPlan}
 	}
-	add(h.singlePlan())
-	add(h.plainPlan())
-	return out
+	ways = append(ways, h.singlePlan, h.plainPlan)
+	return func(yield func(Candidate) bool) {
+		for _, way := range ways {
+			if p, err := way(); !yield(Candidate{p, err}) {
+				return
+			}
+		}
+	}
 }
 
 // hostPlan uses the caller's own user namespace.

@@ -145,7 +145,7 @@ func TestState(t *testing.T) {
 		t.Errorf("capabilities:\n%s", s.Status)
 	}
 	lines := len(strings.Split(strings.TrimSpace(s.Map), "\n"))
-	if hasRange := Candidates()[0].Err == nil; os.Geteuid() != 0 && (lines > 1) != hasRange {
+	if hasRange := slices.Collect(Candidates())[0].Err == nil; os.Geteuid() != 0 && (lines > 1) != hasRange {
 		t.Errorf("map:\n%s", s.Map)
 	}
 }
