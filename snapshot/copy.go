@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"iter"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -94,7 +95,7 @@ type item struct {
 	path   string // where it is, symlinks followed
 	inline []byte // the content of an inline document
 	// entries are path itself and, for a directory, what of it is copied, in path order.
-	entries []chosen
+	entries chosenList
 }
 
 // chosen is an entry of a Source that is copied.
@@ -104,7 +105,62 @@ type chosen struct {
 	delayed bool
 }
 
-func (it *item) top() *chosen { return &it.entries[0] }
+// chosenList holds entries in the order in which they came. They are large and may be a million, so it never moves one to grow.
+type chosenList struct {
+	blocks [][]chosen // all full but the last
+	n      int
+}
+
+// The first block has room for one entry, most often a file; the second for some, and each further one for twice as many, up to
+// as many as take a MiB.
+const (
+	secondBlock = 16
+	largeBlock  = 4096
+)
+
+func listOf(c chosen) chosenList { return chosenList{blocks: [][]chosen{{c}}, n: 1} }
+
+func (l *chosenList) add(c chosen) {
+	last := len(l.blocks) - 1
+	if last < 0 || len(l.blocks[last]) == cap(l.blocks[last]) {
+		room := 1
+		if last >= 0 {
+			room = min(max(secondBlock, 2*cap(l.blocks[last])), largeBlock)
+		}
+		l.blocks = append(l.blocks, make([]chosen, 0, room))
+		last++
+	}
+	l.blocks[last] = append(l.blocks[last], c)
+	l.n++
+}
+
+// all yields the entries; they may be changed.
+func (l *chosenList) all() iter.Seq[*chosen] {
+	return func(yield func(*chosen) bool) {
+		for _, block := range l.blocks {
+			for i := range block {
+				if !yield(&block[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (it *item) top() *chosen { return &it.entries.blocks[0][0] }
+
+// below yields the entries but for the top.
+func (it *item) below() iter.Seq[*chosen] {
+	return func(yield func(*chosen) bool) {
+		first := true
+		for c := range it.entries.all() {
+			if !first && !yield(c) {
+				return
+			}
+			first = false
+		}
+	}
+}
 
 // rel returns where below the copied directory an entry is.
 func (it *item) rel(c *chosen) string {
@@ -145,8 +201,8 @@ func (s *Selection) Unread() bool {
 		if it.top().Type == tree.File && s.unpacks(it) {
 			return false
 		}
-		for j := range it.entries {
-			if e := &it.entries[j].Entry; e.Type == tree.File {
+		for c := range it.entries.all() {
+			if e := &c.Entry; e.Type == tree.File {
 				all += e.Size
 				if e.Digest == [32]byte{} {
 					unread += e.Size
@@ -166,13 +222,12 @@ func (it *item) hash(h hash.Hash) {
 	b = binary.AppendUvarint(b, uint64(it.source))
 	b = binary.AppendUvarint(b, uint64(len(it.name)))
 	b = append(b, it.name...)
-	b = binary.AppendUvarint(b, uint64(len(it.entries)))
+	b = binary.AppendUvarint(b, uint64(it.entries.n))
 	if it.top().Type != tree.Dir {
 		_, _ = h.Write(tree.AppendHash(b, it.name, &it.top().Entry)) // a hash never fails
 		return
 	}
-	for i := range it.entries[1:] {
-		c := &it.entries[1+i]
+	for c := range it.below() {
 		if len(b) > hashBatch {
 			_, _ = h.Write(b)
 			b = b[:0]
@@ -210,8 +265,8 @@ func (s *Selection) readDigests(ctx context.Context) error {
 		if it.inline != nil {
 			continue
 		}
-		for j := range it.entries {
-			if e := &it.entries[j].Entry; e.Type == tree.File && e.Digest == [32]byte{} {
+		for c := range it.entries.all() {
+			if e := &c.Entry; e.Type == tree.File && e.Digest == [32]byte{} {
 				files = append(files, file{e, it.src})
 			}
 		}

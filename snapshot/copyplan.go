@@ -321,8 +321,7 @@ func (p *plan) addDir(src Source, it *item, target string) error {
 	links := linksOf(it)
 	dir, below := top, ""
 	contents := content(sourceFiles{src})
-	for i := range it.entries[1:] {
-		c := &it.entries[1+i]
+	for c := range it.below() {
 		rel := it.rel(c)
 		if parent := tree.Parent(rel); parent != below {
 			if dir, _, err = p.dirAt(tree.Join(target, parent), p.parent); err != nil {
@@ -353,8 +352,8 @@ func firstLink(e *tree.Entry) string {
 // linksOf finds the files of an item that have more than one name in it.
 func linksOf(it *item) map[string]*linkGroup {
 	var links map[string]*linkGroup
-	for i := range it.entries {
-		if to := it.entries[i].Hardlink; to != "" && links[to] == nil {
+	for c := range it.entries.all() {
+		if to := c.Hardlink; to != "" && links[to] == nil {
 			if links == nil {
 				links = make(map[string]*linkGroup)
 			}

@@ -45,7 +45,7 @@ func (s *Selection) inline(source int) error {
 		data = []byte{}
 	}
 	e := tree.Entry{Path: name, Mode: 0o644, Size: int64(len(data)), ModTime: s.spec.Now, Digest: sha256.Sum256(data), Offset: -1}
-	s.items = append(s.items, item{source: source, name: name, path: name, inline: data, entries: []chosen{{Entry: e}}})
+	s.items = append(s.items, item{source: source, name: name, path: name, inline: data, entries: listOf(chosen{Entry: e})})
 	return nil
 }
 
@@ -85,9 +85,10 @@ func (s *Selection) source(ctx context.Context, source int) error {
 			return err
 		}
 		it.source = source
-		for i := 0; i < len(it.entries) && !found; i++ {
-			c := &it.entries[i]
-			found = !c.delayed && strings.HasPrefix(tree.Join(name, it.rel(c)), required)
+		for c := range it.entries.all() {
+			if found = found || !c.delayed && strings.HasPrefix(tree.Join(name, it.rel(c)), required); found {
+				break
+			}
 		}
 		s.items = append(s.items, it)
 	}
@@ -184,13 +185,10 @@ func (s *Selection) find(ctx context.Context, src Source, name string, include [
 	it := item{src: src, name: tree.Base(name), path: real}
 	if e.Type != tree.Dir {
 		e.Hardlink = ""
-		it.entries = []chosen{{Entry: e}}
+		it.entries = listOf(chosen{Entry: e})
 		return it, nil
 	}
 	if len(include) == 0 && len(s.spec.Exclude) == 0 {
-		if c, ok := src.(interface{ Count(path string) int }); ok { // else growing costs more than finding
-			it.entries = make([]chosen, 0, c.Count(real))
-		}
 		for e, err := range src.Walk(real) {
 			if err == nil {
 				err = ctx.Err()
@@ -198,9 +196,9 @@ func (s *Selection) find(ctx context.Context, src Source, name string, include [
 			if err != nil {
 				return item{}, err
 			}
-			it.entries = append(it.entries, chosen{Entry: e})
+			it.entries.add(chosen{Entry: e})
 		}
-		if len(it.entries) == 0 { // it went between two looks
+		if it.entries.n == 0 { // it went between two looks
 			return item{}, &NotFoundError{Path: name}
 		}
 		return it, nil
@@ -209,7 +207,7 @@ func (s *Selection) find(ctx context.Context, src Source, name string, include [
 	if err != nil {
 		return item{}, err
 	}
-	it.entries = []chosen{{Entry: e}}
+	it.entries = listOf(chosen{Entry: e})
 	if err := f.walk(ctx, src, &it); err != nil {
 		return item{}, err
 	}
@@ -311,7 +309,7 @@ func (f *filter) visit(it *item, e tree.Entry) error {
 	}
 	if wanted {
 		f.addParents(it)
-		it.entries = append(it.entries, c)
+		it.entries.add(c)
 	}
 	if e.Type == tree.Dir {
 		dir.pending = !wanted
@@ -348,7 +346,7 @@ func (f *filter) addParents(it *item) {
 	for i := range f.open {
 		if d := &f.open[i]; d.pending {
 			d.pending = false
-			it.entries = append(it.entries, chosen{Entry: d.entry, delayed: true})
+			it.entries.add(chosen{Entry: d.entry, delayed: true})
 		}
 	}
 }

@@ -33,10 +33,10 @@ type Dir struct {
 	cache  StatCache
 	facts  map[string]*tree.Entry // of an unpacked archive: what it says about its entries, by path
 
-	mu    sync.Mutex
-	lists map[string]*listing
-	lone  map[string]*node // looked at without their directory
-	ahead map[string]int   // directories below which all was read at once, with the number of entries
+	mu     sync.Mutex
+	lists  map[string]*listing
+	lone   map[string]*node // looked at without their directory
+	walked map[string]bool  // directories below which all was read
 }
 
 // OpenDir opens a directory. Nothing but the ignore file is read until it is asked for.
@@ -45,7 +45,7 @@ func OpenDir(dir string, o DirOptions) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %w", err)
 	}
-	d := &Dir{root: r, cache: o.StatCache, lists: map[string]*listing{}, lone: map[string]*node{}, ahead: map[string]int{}}
+	d := &Dir{root: r, cache: o.StatCache, lists: map[string]*listing{}, lone: map[string]*node{}, walked: map[string]bool{}}
 	if !o.NoIgnore {
 		if d.ignore, err = loadIgnore(dir, o.IgnoreFile); err != nil {
 			r.close()
@@ -263,17 +263,8 @@ func (d *Dir) includesBelow(path string, v verdict) (bool, error) {
 	return result > 0, nil
 }
 
-// Count returns how many entries Walk can yield at most, for who wants to make room. It reads all there is below path.
-func (d *Dir) Count(path string) int {
-	n, err := d.lookup(path)
-	if n == nil || err != nil || n.kind != tree.Dir {
-		return 1
-	}
-	return 1 + d.readAhead(path, n.verdict())
-}
-
 // Walk yields the entry at path and everything below it, in path order. Further names of a hard-linked file name the
-// first one that the walk met. Directories are read ahead in parallel.
+// first one that the walk met. Directories are read ahead in parallel while it goes on.
 func (d *Dir) Walk(path string) iter.Seq2[tree.Entry, error] {
 	return func(yield func(tree.Entry, error) bool) {
 		n, err := d.lookup(path)
@@ -286,9 +277,13 @@ func (d *Dir) Walk(path string) iter.Seq2[tree.Entry, error] {
 		}
 		w := walk{d: d, yield: yield}
 		if n.kind == tree.Dir {
-			d.readAhead(path, n.verdict())
+			defer d.readAhead(path, n.verdict())()
 		}
-		w.visit(n)
+		if w.visit(n) {
+			d.mu.Lock()
+			d.walked[path] = true
+			d.mu.Unlock()
+		}
 	}
 }
 
@@ -383,5 +378,5 @@ func (d *Dir) forget(path string) {
 	defer d.mu.Unlock()
 	delete(d.lone, path)
 	delete(d.lists, tree.Parent(path))
-	clear(d.ahead)
+	clear(d.walked)
 }

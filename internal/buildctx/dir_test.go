@@ -539,8 +539,8 @@ func TestUnreadable(t *testing.T) {
 	<-done
 }
 
-// Count is what Walk yields when nothing is ignored, however the work was shared, and at least that otherwise.
-func TestCountBoundsWalk(t *testing.T) {
+// Walk yields the same however many read ahead of it, also the second time and for who stops in the middle.
+func TestWalkWithHelpers(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 300 {
 		sub := filepath.Join(dir, fmt.Sprintf("a%d/b%d/c%d", i%3, i%7, i%11))
@@ -555,21 +555,37 @@ func TestCountBoundsWalk(t *testing.T) {
 		if err := os.WriteFile(dir+"/.dockerignore", []byte(ignored), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		d := open(t, dir, DirOptions{})
-		counted, walked := d.Count(""), 0
-		for _, err := range d.Walk("") {
-			if err != nil {
-				t.Fatal(err)
+		alone := walkWith(t, 1, open(t, dir, DirOptions{}), -1)
+		for range 20 {
+			for _, processors := range []int{2, 5} {
+				d := open(t, dir, DirOptions{})
+				if some := walkWith(t, processors, d, len(alone)/3); !slices.Equal(some, alone[:len(alone)/3]) {
+					t.Fatalf("with %q, the first third: %q", ignored, some)
+				}
+				for range 2 {
+					if all := walkWith(t, processors, d, -1); !slices.Equal(all, alone) {
+						t.Fatalf("with %q: %q, alone %q", ignored, all, alone)
+					}
+				}
 			}
-			walked++
-		}
-		if counted < walked || ignored == "" && counted != walked {
-			t.Errorf("with %q: counted %d, walked %d", ignored, counted, walked)
-		}
-		if n := d.Count("a0/b0"); n < 2 {
-			t.Errorf("with %q: %d entries below a0/b0", ignored, n)
 		}
 	}
+}
+
+// walkWith lists the first n paths of a walk, or all.
+func walkWith(t *testing.T, processors int, d *Dir, n int) (paths []string) {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(processors))
+	for e, err := range d.Walk("") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(paths) == n {
+			break
+		}
+		paths = append(paths, e.Path)
+	}
+	return paths
 }
 
 // What a reader gave to its end need not be read again; what it gave in part says nothing.

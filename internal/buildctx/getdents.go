@@ -87,29 +87,26 @@ func (s *scratch) read(fd int, dir string) error {
 // maxReaders bounds the goroutines that read directories ahead.
 const maxReaders = 8
 
-// readAhead reads a directory and all directories below it, in parallel, once. Errors wait in the listings. It returns how many
-// entries there are at most.
-func (d *Dir) readAhead(path string, v verdict) int {
+// readAhead has all directories from one down read in parallel, for who is about to look at them, reads what was not read before
+// they come there, and does not wait. Errors are in the listings. The function it returns ends the reading.
+func (d *Dir) readAhead(path string, v verdict) (end func()) {
 	d.mu.Lock()
-	known, done := d.ahead[path]
+	known := d.walked[path]
 	d.mu.Unlock()
-	if done {
-		return known
+	helpers := min(runtime.GOMAXPROCS(0), maxReaders) - 1 // who asks is one more
+	if known || helpers == 0 {
+		return func() {}
 	}
 	q := &queue{todo: []task{{path, v}}}
 	q.more.L = &q.mu
-	workers := min(runtime.GOMAXPROCS(0), maxReaders)
 	var wg sync.WaitGroup
-	for range workers - 1 {
+	for range helpers {
 		wg.Go(func() { q.work(d) })
 	}
-	q.work(d)
-	wg.Wait()
-	n := int(q.found.Load())
-	d.mu.Lock()
-	d.ahead[path] = n
-	d.mu.Unlock()
-	return n
+	return func() {
+		q.stop()
+		wg.Wait()
+	}
 }
 
 // task is a directory to be read.
@@ -126,17 +123,25 @@ type queue struct {
 	todo    []task
 	busy    int
 	waiting atomic.Int32
-	found   atomic.Int64 // entries
+	stopped atomic.Bool
 }
 
-// work reads directories until there are none left and nobody is about to find more.
+// stop makes work end soon.
+func (q *queue) stop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stopped.Store(true)
+	q.more.Broadcast()
+}
+
+// work reads directories until there are none left and nobody is about to find more, or it is stopped.
 func (q *queue) work(d *Dir) {
 	for {
 		t, ok := q.take()
 		if !ok {
 			return
 		}
-		for own := []task{t}; len(own) > 0; {
+		for own := []task{t}; len(own) > 0 && !q.stopped.Load(); {
 			t, own = own[len(own)-1], own[:len(own)-1]
 			own = q.subdirs(d, t, own)
 			if len(own) > 1 && q.waiting.Load() > 0 {
@@ -156,11 +161,11 @@ func (q *queue) take() (task, bool) {
 	defer q.mu.Unlock()
 	q.waiting.Add(1)
 	defer q.waiting.Add(-1)
-	for len(q.todo) == 0 {
-		if q.busy == 0 {
-			return task{}, false
-		}
+	for len(q.todo) == 0 && q.busy > 0 && !q.stopped.Load() {
 		q.more.Wait()
+	}
+	if len(q.todo) == 0 || q.stopped.Load() {
+		return task{}, false
 	}
 	t := q.todo[len(q.todo)-1]
 	q.todo = q.todo[:len(q.todo)-1]
@@ -184,7 +189,6 @@ func (q *queue) subdirs(d *Dir, t task, below []task) []task {
 	if err != nil {
 		return below
 	}
-	q.found.Add(int64(len(l.nodes)))
 	for i := range l.nodes {
 		if n := &l.nodes[i]; n.kind == tree.Dir {
 			below = append(below, task{n.path, n.verdict()})
