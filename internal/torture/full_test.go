@@ -83,7 +83,7 @@ func TestDiskFull(t *testing.T) {
 			failed, steps := 0, uint64(*pages)
 			// Small steps first: the first writes are the smallest. The last is beyond what any of them takes.
 			for i := range steps {
-				n := i + i*i*i*plenty/32/(steps*steps*steps)
+				n := i + i*i*i*plenty/16/(steps*steps*steps)
 				limit(n)
 				if !d.fails(j, fmt.Sprintf("%d %s", n, what)) {
 					failed++
