@@ -112,7 +112,7 @@ type chosenList struct {
 }
 
 // The first block has room for one entry, most often a file; the second for some, and each further one for twice as many, up to
-// as many as take a MiB.
+// as many as take somewhat less than a MiB.
 const (
 	secondBlock = 16
 	largeBlock  = 4096

@@ -86,9 +86,10 @@ func (s *Selection) source(ctx context.Context, source int) error {
 		}
 		it.source = source
 		for c := range it.entries.all() {
-			if found = found || !c.delayed && strings.HasPrefix(tree.Join(name, it.rel(c)), required); found {
+			if found {
 				break
 			}
+			found = !c.delayed && strings.HasPrefix(tree.Join(name, it.rel(c)), required)
 		}
 		s.items = append(s.items, it)
 	}

@@ -87,8 +87,8 @@ func (s *scratch) read(fd int, dir string) error {
 // maxReaders bounds the goroutines that read directories ahead.
 const maxReaders = 8
 
-// readAhead has all directories from one down read in parallel, for who is about to look at them, reads what was not read before
-// they come there, and does not wait. Errors are in the listings. The function it returns ends the reading.
+// readAhead starts to read a directory and all below it, in parallel to the caller, who looks at them meanwhile and reads those
+// that no helper has come to. Errors are in the listings. The function it returns ends the reading and waits for that.
 func (d *Dir) readAhead(path string, v verdict) (end func()) {
 	d.mu.Lock()
 	known := d.walked[path]
