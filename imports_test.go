@@ -18,14 +18,14 @@ import (
 // may lists, for each package, the packages of this module that it may import. The map is the architecture: add an arrow
 // only with a reason that fits in a sentence.
 var may = map[string]string{
-	"cmd/build":           "internal/build internal/progress internal/userns internal/emulator internal/lazyregexp executor",
-	"internal/build":      "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/explain internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner internal/turns internal/lazyregexp",
+	"cmd/build":           "internal/build internal/progress internal/userns internal/emulator internal/lazyregexp internal/reference executor",
+	"internal/build":      "parser dag cache snapshot executor exporter internal/buildctx internal/emulator internal/explain internal/git internal/leak internal/progress internal/registry internal/sshagent internal/store internal/tree internal/userns internal/cgroup internal/usernet internal/owner internal/turns internal/lazyregexp internal/reference",
 	"parser":              "internal/lazyregexp",
-	"dag":                 "parser internal/lazyregexp",
+	"dag":                 "parser internal/lazyregexp internal/reference",
 	"cache":               "internal/store internal/tree",
 	"snapshot":            "internal/store internal/tree internal/owner",
 	"executor":            "internal/bpf internal/fakeroot internal/owner internal/veth",
-	"exporter":            "internal/tree",
+	"exporter":            "internal/reference internal/tree",
 	"internal/buildctx":   "internal/git internal/tree",
 	"internal/explain":    "cache internal/tree internal/lazyregexp",
 	"internal/git":        "internal/lazyregexp",
@@ -33,7 +33,8 @@ var may = map[string]string{
 	"internal/store":      "",
 	"internal/tree":       "",
 	"internal/progress":   "",
-	"internal/registry":   "",
+	"internal/reference":  "",
+	"internal/registry":   "internal/reference",
 	"internal/sshagent":   "",
 	"internal/userns":     "",
 	"internal/owner":      "",
@@ -58,6 +59,7 @@ var only = map[string]string{
 	"github.com/spf13/cobra":                               "cmd/build",
 	"github.com/moby/buildkit/frontend/dockerfile/parser":  "parser",
 	"gvisor.dev/gvisor":                                    "internal/usernet",
+	"github.com/distribution/reference":                    "nobody: it costs every start a millisecond, and internal/reference",
 }
 
 // testsOnly are packages that no program may contain.

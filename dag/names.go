@@ -6,9 +6,10 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/reference"
 )
 
 // title is an instruction as it is shown: in one line, variables expanded, its name in capitals.
@@ -97,15 +98,15 @@ func arrow(base, target ocispec.Platform) string {
 
 // imageName is what parsing the name of an image gave.
 type imageName struct {
-	ref reference.Named
+	ref reference.Reference
 	err error
 }
 
 // parseName parses the name of an image, each only once: many stages stand on the same.
-func (l *lowering) parseName(name string) (reference.Named, error) {
+func (l *lowering) parseName(name string) (reference.Reference, error) {
 	n, ok := l.names[name]
 	if !ok {
-		n.ref, n.err = reference.ParseNormalizedNamed(name)
+		n.ref, n.err = reference.Parse(name)
 		l.names[name] = n
 	}
 	return n.ref, n.err

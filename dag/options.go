@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/reference"
 	"build/parser"
 )
 
@@ -146,11 +146,11 @@ func (o Options) settle() (*settings, error) {
 
 // contextName is the spelling under which a named context is looked up: "docker.io/library/alpine:latest" is "alpine".
 func contextName(name string) (string, error) {
-	named, err := reference.ParseNormalizedNamed(name)
+	named, err := reference.Parse(name)
 	if err != nil {
 		return "", err
 	}
-	return strings.TrimSuffix(reference.FamiliarString(named), ":latest"), nil
+	return strings.TrimSuffix(named.Familiar(), ":latest"), nil
 }
 
 // context finds the named context that stands for name, if there is one; one for the platform comes first.

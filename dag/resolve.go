@@ -8,13 +8,13 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/util/suggest"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/reference"
 	"build/parser"
 )
 
@@ -87,7 +87,7 @@ func (l *lowering) resolveBase(d *stage) (*Need, error) {
 		if err != nil {
 			return nil, fmt.Errorf("failed to parse stage name %q: %w", d.BaseName, err)
 		}
-		if k, found, err := l.context(reference.TagNameOnly(ref).String(), p); err != nil {
+		if k, found, err := l.context(ref.Tagged().String(), p); err != nil {
 			return nil, err
 		} else if found {
 			key = k
@@ -150,7 +150,7 @@ func (l *lowering) onDirectory(d *stage, key string, p ocispec.Platform) {
 }
 
 // onImage puts a stage on an image.
-func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.Named, p ocispec.Platform) error {
+func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.Reference, p ocispec.Platform) error {
 	var img dockerspec.DockerOCIImage
 	if err := json.Unmarshal(info.Config, &img); err != nil {
 		return fmt.Errorf("failed to parse image config of %s: %w", d.BaseName, err)
@@ -171,7 +171,7 @@ func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.
 	name := "[context " + key + "] " + info.Ref
 	if key == "" {
 		pinned := pinnedName(ref, info.Digest)
-		st.baseName = reference.TagNameOnly(ref).String()
+		st.baseName = ref.Tagged().String()
 		if len(diffIDs) > 0 {
 			l.lintBasePlatform(d, p, original.Platform)
 		}
@@ -194,16 +194,12 @@ func (l *lowering) onImage(d *stage, info *ImageInfo, key string, ref reference.
 }
 
 // pinnedName is how FROM shows an image: normalised, with tag and digest.
-func pinnedName(ref reference.Named, d digest.Digest) string {
-	ref = reference.TagNameOnly(ref)
-	if d == "" {
-		return ref.String()
+func pinnedName(ref reference.Reference, d digest.Digest) string {
+	ref = ref.Tagged()
+	if d != "" {
+		ref.Digest = d
 	}
-	pinned, err := reference.WithDigest(ref, d)
-	if err != nil {
-		return ref.String()
-	}
-	return pinned.String()
+	return ref.String()
 }
 
 // trigger puts the ONBUILD instructions of a stage's base in front of its own and reports whether they take files from other

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/util/suggest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -84,7 +83,7 @@ func (l *lowering) contextStage(name string, p ocispec.Platform) (*stage, error)
 	if err != nil {
 		return nil, nil // told where the name is used
 	}
-	key, found, err := l.context(reference.TagNameOnly(ref).String(), p)
+	key, found, err := l.context(ref.Tagged().String(), p)
 	if !found || err != nil {
 		return nil, err
 	}

@@ -10,10 +10,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/reference"
 )
 
 // Media types of Docker's formats; OCI's are in ocispec.
@@ -148,25 +149,25 @@ func (im *Image) repoTags() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if tag := reference.FamiliarString(named); !slices.Contains(tags, tag) {
+		if tag := named.Familiar(); !slices.Contains(tags, tag) {
 			tags = append(tags, tag)
 		}
 	}
 	return tags, nil
 }
 
-func normalName(n string) (reference.Named, error) {
-	named, err := reference.ParseNormalizedNamed(n)
+func normalName(n string) (reference.Reference, error) {
+	named, err := reference.Parse(n)
 	if err != nil {
-		return nil, fmt.Errorf("image name %q: %w", n, err)
+		return reference.Reference{}, fmt.Errorf("image name %q: %w", n, err)
 	}
-	return reference.TagNameOnly(named), nil
+	return named.Tagged(), nil
 }
 
 // refName is what the OCI specification wants in an index: the tag alone; the whole name if there is only a digest.
-func refName(named reference.Named) string {
-	if t, ok := named.(reference.Tagged); ok {
-		return t.Tag()
+func refName(named reference.Reference) string {
+	if named.Tag != "" {
+		return named.Tag
 	}
 	return named.String()
 }

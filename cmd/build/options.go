@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"build/internal/build"
+	"build/internal/reference"
 )
 
 // options gives the flags their meaning. Whatever is wrong with them is found here, before anything is done.
@@ -71,11 +71,11 @@ func (f *buildFlags) fillTags(_ *app, o *build.Options) error {
 
 // checkName reports whether a name can be given to an image.
 func checkName(name string) error {
-	ref, err := reference.ParseNormalizedNamed(name)
+	ref, err := reference.Parse(name)
 	if err != nil {
 		return err
 	}
-	if _, ok := ref.(reference.Digested); ok {
+	if ref.Digest != "" {
 		return fmt.Errorf("a name to be given cannot have a digest")
 	}
 	return nil
@@ -333,8 +333,8 @@ func checkOutputs(o *build.Options) error {
 func hostsOf(names []string) []string {
 	var hosts []string
 	for _, n := range names {
-		if ref, err := reference.ParseNormalizedNamed(n); err == nil {
-			hosts = append(hosts, reference.Domain(ref))
+		if ref, err := reference.Parse(n); err == nil {
+			hosts = append(hosts, ref.Domain)
 		}
 	}
 	return hosts

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"build/internal/reference"
 	"build/internal/store"
 )
 
@@ -72,12 +72,9 @@ func (s *session) within(have ocispec.Descriptor, d digest.Digest) (ocispec.Desc
 
 // digestOf returns the digest a reference has, "" if it has none.
 func digestOf(ref string) digest.Digest {
-	named, err := reference.ParseNormalizedNamed(ref)
+	named, err := reference.Parse(ref)
 	if err != nil {
 		return ""
 	}
-	if d, ok := named.(reference.Digested); ok {
-		return d.Digest()
-	}
-	return ""
+	return named.Digest
 }

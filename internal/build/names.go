@@ -5,26 +5,27 @@ import (
 	"runtime"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/reference"
 )
 
 // normalizeName gives a name its full form: docker.io/library/debian:latest.
 func normalizeName(name string) (string, error) {
-	ref, err := reference.ParseNormalizedNamed(name)
+	ref, err := reference.Parse(name)
 	if err != nil {
 		return "", &UsageError{Msg: fmt.Sprintf("%q is not an image name: %v", name, err), Hint: "a name looks like user/app:tag or registry.example:5000/app"}
 	}
-	return reference.TagNameOnly(ref).String(), nil
+	return ref.Tagged().String(), nil
 }
 
 // familiar is the short form users type and read.
 func familiar(name string) string {
-	ref, err := reference.ParseNormalizedNamed(name)
+	ref, err := reference.Parse(name)
 	if err != nil {
 		return name
 	}
-	return reference.FamiliarString(ref)
+	return ref.Familiar()
 }
 
 func hostPlatform() ocispec.Platform {

@@ -10,12 +10,12 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"build/dag"
 	"build/internal/progress"
+	"build/internal/reference"
 	"build/internal/registry"
 	"build/internal/store"
 )
@@ -142,12 +142,12 @@ func (s *session) resolveImage(ctx context.Context, ref string, n dag.Need) (dag
 // pull asks the mirrors of a registry and then the registry itself for an image. The image keeps the name it was asked
 // for; its layers come from where it was found.
 func (s *session) pull(ctx context.Context, ref string, want *ocispec.Platform) (*registry.Image, error) {
-	named, err := reference.ParseNormalizedNamed(ref)
+	named, err := reference.Parse(ref)
 	if err != nil {
 		return nil, err
 	}
 	for _, m := range s.opts.Store.Mirrors {
-		if m.Host != reference.Domain(named) {
+		if m.Host != named.Domain {
 			continue
 		}
 		img, err := s.client.Resolve(ctx, m.Prefix+strings.TrimPrefix(ref, m.Host), want)
@@ -288,13 +288,13 @@ func (s *session) sayLocal(id progress.ID, ref string, l *localImage) {
 	if l.name.Origin == store.Pulled || digestOf(ref) != "" { // a digest hides nothing
 		return
 	}
-	named, err := reference.ParseNormalizedNamed(ref)
+	named, err := reference.Parse(ref)
 	if err != nil {
 		return
 	}
-	path := reference.Path(named)
-	if reference.Domain(named) != "docker.io" || strings.HasPrefix(path, "library/") {
-		s.warn("%s was built here and hides the image of that name in %s; --pull asks the registry", familiar(ref), reference.Domain(named))
+	path := named.Path
+	if named.Domain != "docker.io" || strings.HasPrefix(path, "library/") {
+		s.warn("%s was built here and hides the image of that name in %s; --pull asks the registry", familiar(ref), named.Domain)
 	}
 }
 
@@ -342,7 +342,7 @@ func (s *session) offerImage(img *registry.Image, open blobSource) (dag.Resolved
 }
 
 func repoOf(ref string) string {
-	named, err := reference.ParseNormalizedNamed(ref)
+	named, err := reference.Parse(ref)
 	if err != nil {
 		return ""
 	}

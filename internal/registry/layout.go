@@ -13,9 +13,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"build/internal/reference"
 )
 
 // Layout is an image store in files: an OCI layout directory, the same as a tar (oci-archive), or what docker save
@@ -271,10 +272,18 @@ func sameName(have, want string) bool {
 	if have == want {
 		return true
 	}
-	a, err1 := reference.ParseDockerRef(have)
-	b, err2 := reference.ParseDockerRef(want)
+	a, err1 := reference.Parse(have)
+	b, err2 := reference.Parse(want)
 	// A bare tag parses as a repository name; it must not match a repository of that name.
-	return err1 == nil && err2 == nil && strings.ContainsAny(have, "/:") && strings.ContainsAny(want, "/:") && a.String() == b.String()
+	return err1 == nil && err2 == nil && strings.ContainsAny(have, "/:") && strings.ContainsAny(want, "/:") && exact(a) == exact(b)
+}
+
+// exact is a reference without what its digest makes superfluous.
+func exact(r reference.Reference) string {
+	if r.Digest != "" {
+		r.Tag = ""
+	}
+	return r.Tagged().String()
 }
 
 // dirFiles is a layout directory. Its files are the user's own, so links in it are followed (build systems make such

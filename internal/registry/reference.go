@@ -5,8 +5,9 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"build/internal/reference"
 )
 
 // The names of Docker Hub: what references say, where its API answers, and the key its credentials are kept under.
@@ -28,17 +29,13 @@ type target struct {
 // parseRef normalises ref as docker does: docker.io and library/ are implied, and the tag latest when there is neither
 // tag nor digest.
 func parseRef(ref string) (target, error) {
-	named, err := reference.ParseNormalizedNamed(ref)
+	named, err := reference.Parse(ref)
 	if err != nil {
 		return target{}, &Error{Class: Invalid, Ref: ref, Err: err}
 	}
-	named = reference.TagNameOnly(named)
-	t := target{name: named.Name(), domain: reference.Domain(named), path: reference.Path(named)}
-	if tagged, ok := named.(reference.Tagged); ok {
-		t.tag = tagged.Tag()
-	}
-	if d, ok := named.(reference.Digested); ok {
-		t.digest = d.Digest()
+	named = named.Tagged()
+	t := target{name: named.Name(), domain: named.Domain, path: named.Path, tag: named.Tag, digest: named.Digest}
+	if t.digest != "" {
 		if err := checkDigest(t.digest); err != nil {
 			return target{}, &Error{Class: Invalid, Ref: ref, Err: err}
 		}
