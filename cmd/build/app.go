@@ -23,6 +23,7 @@ type app struct {
 	stdin  *os.File
 	stdout *os.File
 	stderr *os.File
+	heap   *heap
 }
 
 func newApp(args []string) *app {

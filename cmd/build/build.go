@@ -94,7 +94,7 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
 	}
-	o.Progress = display
+	o.Progress, o.BeforeRun = display, a.heap.stepRuns
 	// A terminal that was stopped must not hold up the end of a build that was told to stop.
 	defer context.AfterFunc(ctx, display.Unblock)()
 	if call != nil {

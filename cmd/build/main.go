@@ -20,6 +20,7 @@ func main() {
 	if build.Reentry() {
 		return
 	}
-	collectLate()
-	os.Exit(newApp(os.Args).run())
+	a := newApp(os.Args)
+	a.heap = collectLate()
+	os.Exit(a.run())
 }

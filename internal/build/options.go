@@ -69,6 +69,7 @@ type Options struct {
 	Limits        Limits              // of each RUN
 	Inflate       string              // path of a program that inflates gzip; "": this one does
 	Emulators     Emulators           // for RUN of other machines' images; the zero value: what is registered on this machine
+	BeforeRun     func()              // called before each RUN that is carried out, by several at once; may be nil
 
 	Progress progress.Sink
 }

@@ -25,6 +25,9 @@ func (s *session) canRun(step *dag.Step, op dag.Run) error {
 
 // run executes a RUN in the holder and returns the layer of what it changed.
 func (e *evaluator) run(ctx context.Context, step *dag.Step, op dag.Run, in []*outcome) (digest.Digest, error) {
+	if e.opts.BeforeRun != nil {
+		e.opts.BeforeRun()
+	}
 	chain := in[0].chain
 	h, ground, err := e.holder.get(ctx, e.session)
 	if err != nil {
