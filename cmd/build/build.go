@@ -90,6 +90,9 @@ func (a *app) build(ctx context.Context, g *globalFlags, f *buildFlags, dir stri
 	if call == nil && asksForNothing(&o, printID) && mode != progress.Quiet {
 		a.note("no output (-o) and no name (-t) was asked for: there is no image, only what is cached of it")
 	}
+	if what := inVain(&o); call == nil && what != "" {
+		a.note("no output (-o) makes an image, so %s has no effect; -o type=image beside it makes one", what)
+	}
 	display, err := progress.New(mode, a.stderr, a.displayOptions(o.Mask))
 	if err != nil {
 		return &build.UsageError{Msg: err.Error()}
@@ -123,6 +126,19 @@ func asksForNothing(o *build.Options, printID bool) bool {
 	}
 	o.Outputs = []build.Output{{Type: build.OutputNone}}
 	return true
+}
+
+// inVain names the first flag that gives an image a name, or asks for its ID, where no output is one; "" if there is none.
+func inVain(o *build.Options) string {
+	switch {
+	case o.MakesImage():
+		return ""
+	case len(o.Tags) > 0:
+		return "--tag " + o.Tags[0]
+	case o.IIDFile != "":
+		return "--iidfile"
+	}
+	return ""
 }
 
 // recordFailure leaves the exit code of a step that failed in the metadata file, for scripts, and returns err.

@@ -64,16 +64,21 @@ func levelOf(kind snapshot.CompressionKind, level int) int {
 func (s *session) planOutputs() {
 	v := s.defaultView()
 	given := false
-	s.wantBlobs = len(s.opts.Outputs) == 0 || s.opts.Push
+	s.wantBlobs = s.opts.MakesImage()
 	for i := range s.opts.Outputs {
 		if o := &s.opts.Outputs[i]; isImageOutput(o.Type) {
 			if !given {
 				v = s.viewOf(o)
 			}
-			given, s.wantBlobs = true, true
+			given = true
 		}
 	}
 	s.view = v
+}
+
+// MakesImage reports whether one of the outputs is an image, which then gets its names in the local store, too.
+func (o *Options) MakesImage() bool {
+	return len(o.Outputs) == 0 || o.Push || slices.ContainsFunc(o.Outputs, func(out Output) bool { return isImageOutput(out.Type) })
 }
 
 func isImageOutput(t OutputType) bool {
