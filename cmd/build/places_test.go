@@ -62,6 +62,11 @@ func places() []place {
 			rung: "rung 1: user namespace with a single id, without a pid namespace, a private tree", container: unconfined(user),
 		},
 		{
+			name: "machine-from-an-image-1000", storeIn: "/tmp", // files there show other device numbers than directories
+			rung:      "rung 1: user namespace with a single id, without a pid namespace, a private tree",
+			container: unconfined(testenv.Container{UID: 1000, GID: 1000, RootInMemory: true}),
+		},
+		{
 			name: "docker-unmasked-1000", rung: "rung 1: user namespace with a single id, overlay",
 			container: &testenv.Container{UID: 1000, GID: 1000, SeccompUnconfined: true, ProcUnmasked: true},
 		},

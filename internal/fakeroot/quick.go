@@ -80,11 +80,11 @@ func (c *call) carriesRecords(name string, follow bool) bool {
 		flags |= unix.AT_SYMLINK_NOFOLLOW
 	}
 	var st unix.Statx_t
-	if unix.Statx(unix.AT_FDCWD, name, flags, unix.STATX_TYPE, &st) != nil {
+	if unix.Statx(unix.AT_FDCWD, name, flags, unix.STATX_TYPE|unix.STATX_MNT_ID, &st) != nil {
 		return false
 	}
 	typ := st.Mode & unix.S_IFMT
-	return deviceOf(&st) == c.cfg.Records.root && (typ == unix.S_IFREG || typ == unix.S_IFDIR)
+	return c.cfg.Records.onRoot(&st) && (typ == unix.S_IFREG || typ == unix.S_IFDIR)
 }
 
 // rootsOwn reports whether what the caller makes under a path is root's without our help, or that there is no place for it.

@@ -18,6 +18,7 @@ type Records struct {
 	nodes  *owner.Nodes // of files of the root file system that can carry no record themselves
 	upper  int          // upper directory of an overlay root; -1
 	root   fileSystem
+	mount  uint64 // the root's; 0: the kernel does not say
 
 	mu    sync.Mutex
 	other map[place]owner.Record // of files of other mounts, as long as the step lasts
@@ -42,7 +43,7 @@ func NewRecords(owners owner.Map, nodes *owner.Nodes, upper int) *Records {
 }
 
 // statMask is what statx is asked for here.
-const statMask = unix.STATX_TYPE | unix.STATX_MODE | unix.STATX_UID | unix.STATX_GID | owner.NodeMask
+const statMask = unix.STATX_TYPE | unix.STATX_MODE | unix.STATX_UID | unix.STATX_GID | unix.STATX_MNT_ID | owner.NodeMask
 
 // noTables reports whether all records there are, are in attributes.
 func (r *Records) noTables() bool {
@@ -57,8 +58,23 @@ func (r *Records) useRoot(fd int) error {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statMask, &st); err != nil {
 		return fmt.Errorf("look at the root: %w", err)
 	}
-	r.root = deviceOf(&st)
+	r.root, r.mount = deviceOf(&st), mountOf(&st)
 	return nil
+}
+
+// onRoot reports whether a file that statx described is on the file system of the root. The device number does not always say: an
+// overlay whose layers are on several file systems (a container's, in memory over a read-only image) gives what is no directory that of
+// its layer (Documentation/filesystems/overlayfs.rst, "Inode properties"). The mount does not either: a step can have its own copy.
+func (r *Records) onRoot(st *unix.Statx_t) bool {
+	return deviceOf(st) == r.root || r.mount != 0 && mountOf(st) == r.mount
+}
+
+// mountOf is the mount a file was found through, 0 where the kernel (before 5.8) does not say.
+func mountOf(st *unix.Statx_t) uint64 {
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return 0
+	}
+	return st.Mnt_id
 }
 
 func deviceOf(st *unix.Statx_t) fileSystem { return fileSystem{st.Dev_major, st.Dev_minor} }
@@ -71,7 +87,7 @@ func (r *Records) get(path string, st *unix.Statx_t) (owner.Record, bool) {
 			return rec, true
 		}
 	default:
-		if deviceOf(st) == r.root {
+		if r.onRoot(st) {
 			return r.nodes.Get(owner.NodeOf(st))
 		}
 	}
@@ -83,7 +99,7 @@ func (r *Records) get(path string, st *unix.Statx_t) (owner.Record, bool) {
 
 // set writes the record of an open file.
 func (r *Records) set(fd int, path string, st *unix.Statx_t, rec owner.Record) error {
-	onRoot := deviceOf(st) == r.root
+	onRoot := r.onRoot(st)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG, unix.S_IFDIR:
 		err := owner.SetPath(path, rec)

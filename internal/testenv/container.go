@@ -30,6 +30,7 @@ type Container struct {
 	SeccompUnconfined bool
 	ProcUnmasked      bool // systempaths=unconfined, procMount: Unmasked
 	ReadOnlyRoot      bool
+	RootInMemory      bool // what is written to its root: an overlay over two file systems, as on machines that start from an image
 
 	Binds  []Bind
 	Tmpfs  []string // targets of memory file systems
@@ -87,8 +88,8 @@ func (c Container) Command(t testing.TB, argv ...string) *exec.Cmd {
 	}
 	lower := unpacked(t, c.Base)
 	bundle := t.TempDir()
-	for _, d := range []string{"upper", "work", "rootfs", "state"} {
-		if err := os.Mkdir(filepath.Join(bundle, d), 0o755); err != nil {
+	for _, d := range []string{"root/upper", "root/work", "rootfs", "state"} {
+		if err := os.MkdirAll(filepath.Join(bundle, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -103,8 +104,11 @@ func (c Container) Command(t testing.TB, argv ...string) *exec.Cmd {
 	state := filepath.Join(bundle, "state")
 	t.Cleanup(func() { _ = exec.Command(runc, "--root", state, "delete", "--force", id).Run() })
 	// The root's mount is in a namespace of runc's own, so that no test can leave it behind.
-	const script = `mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/rootfs" &&
+	script := `mount -t overlay -o "lowerdir=$1,upperdir=$2/root/upper,workdir=$2/root/work" overlay "$2/rootfs" &&
 exec "$3" --root "$2/state" run --bundle "$2" "$4"`
+	if c.RootInMemory {
+		script = `mount -t tmpfs tmpfs "$2/root" && mkdir "$2/root/upper" "$2/root/work" && ` + script
+	}
 	cmd := exec.Command("/bin/sh", "-c", script, "sh", lower, bundle, runc, id)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	return cmd
