@@ -254,7 +254,7 @@ func TestCancel(t *testing.T) {
 		cause := errors.New("enough")
 		var canceled time.Time
 		go func() {
-			for i := 0; i < 100 && countProcesses(t, marker) < 2; i++ {
+			for i := 0; i < 1000 && countProcesses(t, marker) < 2; i++ {
 				time.Sleep(20 * time.Millisecond)
 			}
 			canceled = time.Now()
