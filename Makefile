@@ -10,6 +10,8 @@ export BUILD_TEST_CACHE := $(CACHE)
 # The packages whose behaviour depends on who runs them: these are tested once more as ordinary users.
 USER_PACKAGES = ./cmd/build ./executor ./snapshot ./internal/build ./internal/buildctx ./internal/cgroup ./internal/store ./internal/userns ./internal/usernet
 AS_USER       = $(CURDIR)/testdata/setup/as-user.sh
+# Two passes have their temporary files in memory, the others on the disk.
+IN_MEMORY     = testdata/setup/in-memory.sh
 
 .PHONY: all build demo test check test-root test-user test-range test-single setup bench clean
 all: build
@@ -42,7 +44,7 @@ WHOLE   = ^Test(Real|Places|Attack|Huge)
 ATTACKS = ^TestAttack(FromStep|Users|Stubs|BaseDirectories|WritesToMounts|OutlivesBuild)$$
 
 test-root:
-	$(GO) test -race -timeout 40m -skip '$(WHOLE)' ./...
+	$(IN_MEMORY) $(GO) test -race -timeout 40m -skip '$(WHOLE)' ./...
 	$(GO) test -timeout 40m -run '$(WHOLE)' ./cmd/build ./internal/build
 	BUILD_TEST_ISOLATION=ids=single,tree,proc=bound,chroot $(GO) test -timeout 40m -run '$(ATTACKS)' ./cmd/build
 
@@ -55,7 +57,7 @@ test-range:
 
 # Without a range of subordinate ids owners are recorded, and what is built is the same.
 test-single:
-	$(GO) test -timeout 40m -exec '$(AS_USER) buildtest0' ./cmd/build ./internal/userns ./internal/usernet ./internal/fakeroot
+	$(IN_MEMORY) $(GO) test -timeout 40m -exec '$(AS_USER) buildtest0' ./cmd/build ./internal/userns ./internal/usernet ./internal/fakeroot
 
 bench: build setup
 	$(GO) run ./bench -ours ./build $(BENCHFLAGS)

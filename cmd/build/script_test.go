@@ -93,7 +93,15 @@ func setupScript(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("BUILD_BIN", bin)
-	env.Defer(func() { removeStore(env.WorkDir) })
+	short, err := os.MkdirTemp("/tmp", "b") // for programs that cannot take a long path
+	if err != nil {
+		return err
+	}
+	env.Setenv("SHORT", short)
+	env.Defer(func() {
+		removeStore(env.WorkDir)
+		_ = os.RemoveAll(short)
+	})
 	return os.Mkdir(filepath.Join(env.WorkDir, ".home"), 0o755)
 }
 

@@ -95,7 +95,7 @@ func Base(t testing.TB, name string) string {
 	if _, err := os.Stat(filepath.Join(dir, "index.json")); err != nil {
 		Skip(t, "base image "+dir)
 	}
-	return dir
+	return stored(t, dir)
 }
 
 // CacheDir returns the directory that holds the prepared base images.

