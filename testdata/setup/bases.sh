@@ -5,6 +5,7 @@
 #   DIR/debian    mmdebstrap's minbase from this machine's own package sources
 #   DIR/toolchain the same with a C compiler: what the demo builds in
 #   DIR/cpp, golang, java, node, python   debian and a second layer: what the Dockerfiles of testdata/real build in
+#   DIR/.stored   copies that the tests make for themselves (internal/testenv/stored_race.go)
 # DIR is outside the repository (default /var/cache/build-test) and survives `make clean`; remove it to start over.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
