@@ -42,7 +42,7 @@ func smallConfig(t *testing.T, rows string) *config {
 		}
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	}
-	testenv.Base(t, "busybox")
+	testenv.Base(t, "busybox") // or there is nothing to measure
 	c := &config{ours: bin, dir: dir, bases: testenv.CacheDir(), n: 1, slow: 60, slowN: 1, level: 6, small: true,
 		json: filepath.Join(dir, "bench.json"), md: filepath.Join(dir, "bench.md"), docs: filepath.Join(dir, "docs"), rows: regexp.MustCompile(rows)}
 	if c.self, err = os.Executable(); err != nil {

@@ -85,14 +85,11 @@ func TestPasswdThatIsNoFile(t *testing.T) {
 		if res := run(t, t.Context(), s); res.err == nil {
 			t.Errorf("%s: became %s", name, res.out)
 		}
-		if d := time.Since(start); d > hang {
+		if d := time.Since(start); d > 3*time.Second {
 			t.Errorf("%s: took %v", name, d)
 		}
 	}
 }
-
-// hang is longer than anything here takes on a machine that does other things too, and shorter than what would be waited for.
-const hang = 20 * time.Second
 
 func TestEnvironment(t *testing.T) {
 	r := newRootfs(t)
@@ -223,7 +220,7 @@ func TestNothingSurvives(t *testing.T) {
 	marker := "31536" + time.Now().Format("150405")
 	start := time.Now()
 	r.sh(t, "sleep "+marker+" & (setsid nohup sleep "+marker+" >/dev/null 2>&1 &) ; sleep 0.1; ps | grep -c 'sleep'")
-	if d := time.Since(start); d > hang {
+	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("waited for a background process: %v", d)
 	}
 	if n := countProcesses(t, marker); n != 0 {
@@ -270,7 +267,7 @@ func TestCancel(t *testing.T) {
 		if n := countProcesses(t, marker); n != 0 {
 			t.Errorf("USER %q: %d processes survive", u, n)
 		}
-		if took > hang {
+		if took > time.Second {
 			t.Errorf("USER %q: took %v to end", u, took)
 		}
 		t.Logf("USER %q: gone after %v", u, took)

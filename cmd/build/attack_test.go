@@ -198,7 +198,7 @@ func (a *arena) command(ctx context.Context, args ...string) *exec.Cmd {
 		testenv.CacheVar + "=" + os.Getenv(testenv.CacheVar),
 	}, a.env...)
 	cmd.ExtraFiles = a.files
-	cmd.WaitDelay = soon
+	cmd.WaitDelay = time.Second
 	return cmd
 }
 

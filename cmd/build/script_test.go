@@ -235,9 +235,8 @@ func (w *watcher) String() string {
 	return w.buf.String()
 }
 
-// soon is how long a build may take to end after a signal: the second that is promised, and more for a busy machine. What is
-// interrupted would last for a minute at least.
-const soon = 15 * time.Second
+// soon is how long a build may take to end after a signal: the second that is promised, and as much for a busy machine.
+const soon = 2 * time.Second
 
 func cmdInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 {
@@ -257,7 +256,7 @@ func cmdInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = append(os.Environ(), "BUILD_ROOT="+ts.Getenv("BUILD_ROOT"), "BUILDKIT_PROGRESS=plain", "HOME="+ts.Getenv("HOME"))
 	cmd.Stderr = w
-	cmd.WaitDelay = soon
+	cmd.WaitDelay = time.Second
 	ts.Check(cmd.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -290,7 +289,7 @@ func cmdNoProcess(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: noprocess WORD")
 	}
 	var left []string
-	for end := time.Now().Add(soon); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		left = nil
 		files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		ts.Check(err)

@@ -145,7 +145,7 @@ func (v *vault) command(ctx context.Context, dockerfile string, args ...string) 
 	}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.WaitDelay = soon
+	cmd.WaitDelay = time.Second
 	return cmd, &said
 }
 

@@ -315,7 +315,7 @@ func (w *world) sound() {
 func (w *world) nothingLeft() {
 	w.t.Helper()
 	var left []string
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if left = w.leftovers(); len(left) == 0 {
 			return
 		}

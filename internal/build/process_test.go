@@ -167,7 +167,7 @@ func (w *world) again(df string, good jobResult) {
 // swept waits until later builds have taken away what the dead left.
 func (w *world) swept() {
 	w.t.Helper()
-	for end := time.Now().Add(time.Minute); len(w.leftovers()) > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); len(w.leftovers()) > 0 && time.Now().Before(end); {
 		w.ok(from(fmt.Sprintf("FROM base\nRUN sleep 0.2 # %d\n", rand.Int())))
 	}
 	w.nothingLeft()
@@ -177,7 +177,7 @@ func (w *world) swept() {
 func (w *world) processesGone() {
 	w.t.Helper()
 	var left []string
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		left = nil
 		fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 		for _, fd := range fds {

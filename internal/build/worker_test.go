@@ -136,7 +136,7 @@ func (w *world) startWith(j job, how func(*exec.Cmd)) *worker {
 	p := &worker{Cmd: exec.Command("/proc/self/exe")}
 	p.Env = append(os.Environ(), workerVar+"="+string(spec))
 	p.Stdout, p.Stderr = &p.out, &p.err
-	p.WaitDelay = 20 * time.Second
+	p.WaitDelay = 5 * time.Second
 	how(p.Cmd)
 	must(w.t, p.Start())
 	w.t.Cleanup(func() { _ = p.Process.Kill() })

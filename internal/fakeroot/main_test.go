@@ -217,7 +217,7 @@ func (r *root) run(t testing.TB, ctx context.Context, spec *executor.Spec) (stri
 	select {
 	case s := <-out:
 		return s, err
-	case <-time.After(30 * time.Second):
+	case <-time.After(10 * time.Second):
 		t.Fatal("something of the step still holds its standard output")
 		return "", nil
 	}

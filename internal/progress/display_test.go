@@ -114,7 +114,7 @@ func TestUnblock(t *testing.T) {
 		t.Fatal("nothing waited")
 	}
 	d.Unblock()
-	if !closed(done, 20*time.Second) {
+	if !closed(done, 5*time.Second) {
 		t.Fatal("the step still waits")
 	}
 	began := time.Now()

@@ -1,8 +1,8 @@
 // Package reference parses the names of images: what stands after FROM and --tag. It owns the grammar that
 // github.com/distribution/reference defines and docker's way of completing short names, and accepts and refuses what that
-// package does. Its tests hold the two side by side.
+// package does, but for a_b.c/d, in which that one finds no domain and this one no name. Its tests hold the two side by side.
 //
-// It exists because that package compiles nine regular expressions whenever a program starts that contains it, a tenth of a
+// It exists because that package compiles ten regular expressions whenever a program starts that contains it, a tenth of a
 // build that finds nothing to do. It knows nothing of registries.
 package reference
 

@@ -177,7 +177,7 @@ func (w *world) start(args ...string) *run {
 	// With an epoch, what is built with rewrite-timestamp does not depend on the time.
 	r.Env = append(os.Environ(), "BUILD_ROOT="+w.root, "SOURCE_DATE_EPOCH=1700000000", "XDG_CONFIG_HOME="+w.tmp+"/nothing", "DOCKER_CONFIG="+w.tmp+"/nothing")
 	r.Stdout, r.Stderr = &r.out, &r.err
-	r.WaitDelay = 20 * time.Second
+	r.WaitDelay = 5 * time.Second
 	r.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	must(w.t, r.Start())
 	go func() {
@@ -197,7 +197,7 @@ func (r *run) wait() outcome {
 		_ = syscall.Kill(r.Process.Pid, syscall.SIGQUIT) // it says where it is
 		select {
 		case <-r.ended:
-		case <-time.After(30 * time.Second):
+		case <-time.After(10 * time.Second):
 			_ = syscall.Kill(-r.Process.Pid, syscall.SIGKILL)
 			<-r.ended
 		}

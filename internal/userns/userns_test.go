@@ -320,17 +320,17 @@ func TestFrontKilled(t *testing.T) {
 		t.Fatalf("%q", b[:n])
 	}
 	// A started process has the name of its program a moment after its starter knows that it has been started.
-	waitUntil(t, "the process runs", func() bool { return sleeping(marker) })
+	waitUntil(t, 20*time.Second, "the process runs", func() bool { return sleeping(marker) })
 	cmd.Process.Kill()
 	cmd.Wait()
-	waitUntil(t, "no process survives the front process", func() bool { return !sleeping(marker) })
+	waitUntil(t, time.Second, "no process survives the front process", func() bool { return !sleeping(marker) })
 }
 
-func waitUntil(t *testing.T, what string, holds func() bool) {
+func waitUntil(t *testing.T, within time.Duration, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(within); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("not so far: " + what)
+			t.Fatalf("after %v still not: %s", within, what)
 		}
 	}
 }
